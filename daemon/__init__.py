@@ -1,0 +1,1 @@
+"""What we do: the daemon, its doors and the command line. Read `supervisor.py` first."""

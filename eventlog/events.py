@@ -1,0 +1,176 @@
+"""Every fact there is, in the past tense, and the commit that holds the facts of one decision.
+
+Rules: add facts and fields (fields only with defaults), never rename, remove or give a new meaning: the
+names are on people's disks. No secrets, no image bytes, no free text; free text is `Words`.
+"""
+
+from datetime import datetime
+
+from eventlog.values import (
+    Account,
+    Billed,
+    Blob,
+    Client,
+    Cost,
+    CostRange,
+    Door,
+    Embedding,
+    ImageFile,
+    ImageRequest,
+    JobId,
+    Picture,
+    Position,
+    Rendered,
+    Sha256,
+    Usage,
+    Value,
+    Words,
+)
+
+FORMAT = 1
+"""Version of the log's format. Raised only when an older reader must not go on."""
+
+
+class LogCreated(Value, frozen=True, tag=True):
+    """The first fact of every log."""
+
+    format: int
+    software: str
+
+
+class DaemonStarted(Value, frozen=True, tag=True):
+    """On disk before the doors open: proof that the log takes writes."""
+
+    software: str
+    torn_bytes: int = 0
+
+
+class DaemonStopped(Value, frozen=True, tag=True):
+    """A clean end. A start without one before it followed a crash or a kill."""
+
+    reason: str
+
+
+class RequestReceived(Value, frozen=True, tag=True):
+    """An operation was asked, by whom, through which door. Its arguments are words."""
+
+    operation: str
+    door: Door
+    client: Client
+
+
+class JobRequested(Value, frozen=True, tag=True):
+    """A picture was ordered. Words: `prompt`, `output_path`, `output_dir`."""
+
+    job: JobId
+    request: ImageRequest
+    account: Account
+    client: Client
+    estimate: CostRange
+    embedding: Embedding = "standard"
+    any_path: bool = False
+
+
+class JobStarted(Value, frozen=True, tag=True):
+    """The job has its place among the running ones."""
+
+    job: JobId
+
+
+class AttemptStarted(Value, frozen=True, tag=True):
+    """Money may be spent from here on: this is on disk before the first byte leaves.
+
+    `client_request_id` is sent as X-Client-Request-Id and names the attempt to OpenAI's support;
+    `body_sha256` is the digest of the body exactly as sent.
+    """
+
+    job: JobId
+    attempt: int
+    client_request_id: str
+    body_sha256: Sha256
+
+
+class AttemptFailed(Value, frozen=True, tag=True):
+    """An attempt ended without a usable reply. `status` is the HTTP status, None without one.
+
+    `kept` are the bytes of a reply that could not be read, if there were any. Words: `message`.
+    """
+
+    job: JobId
+    attempt: int
+    code: str
+    billed: Billed
+    status: int | None = None
+    request_id: str = ""
+    kept: Blob | None = None
+
+
+class ReplyReceived(Value, frozen=True, tag=True):
+    """The reply is durable in the store; the money is accounted from here."""
+
+    job: JobId
+    attempt: int
+    pictures: tuple[Picture, ...]
+    cost: Cost
+    usage: Usage | None = None
+    rendered: Rendered = Rendered()
+    request_id: str = ""
+
+
+class JobCompleted(Value, frozen=True, tag=True):
+    """Every picture is a durable file. Words: `paths`, in the order of `images`."""
+
+    job: JobId
+    images: tuple[ImageFile, ...]
+
+
+class JobFailed(Value, frozen=True, tag=True):
+    """The job is over without files in their place. Words: `message`."""
+
+    job: JobId
+    code: str
+    billed: Billed
+
+
+class JobCancelRequested(Value, frozen=True, tag=True):
+    """Somebody wants a running job to stop."""
+
+    job: JobId
+
+
+class JobCancelled(Value, frozen=True, tag=True):
+    """The job stopped at somebody's wish. `billed` is unknown if a request was under way."""
+
+    job: JobId
+    billed: Billed = "no"
+
+
+class JobInterrupted(Value, frozen=True, tag=True):
+    """The outcome of the attempt is not known; OpenAI may have charged for it. Words: `message`."""
+
+    job: JobId
+    code: str = "outcome_unknown"
+
+
+JobEvent = (
+    JobRequested
+    | JobStarted
+    | AttemptStarted
+    | AttemptFailed
+    | ReplyReceived
+    | JobCompleted
+    | JobFailed
+    | JobCancelRequested
+    | JobCancelled
+    | JobInterrupted
+)
+Event = LogCreated | DaemonStarted | DaemonStopped | RequestReceived | JobEvent
+
+
+class Commit(Value, frozen=True):
+    """The facts of one decision: one line of the log. `words` is None if there are none or they are forgotten."""
+
+    position: Position
+    at: datetime
+    events: tuple[Event, ...]
+    words: Words | None = None

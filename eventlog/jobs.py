@@ -1,0 +1,265 @@
+"""The job state machine and the board that shows every live job's present state.
+
+Rule: what may follow what is written in `_NEXT` and nowhere else. Replay and live work pass through the
+same `JobBoard.apply`.
+
+A job's stage is finer than the state its owner sees: `running` is either between attempts (`started`),
+inside one (`attempting`: money may be spent, the outcome is open) or past one (`replied`: paid, and the
+pictures are in the store).
+"""
+
+import enum
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+
+import msgspec
+
+from eventlog.errors import IllegalTransition
+from eventlog.events import (
+    AttemptFailed,
+    AttemptStarted,
+    Commit,
+    Event,
+    JobCancelled,
+    JobCancelRequested,
+    JobCompleted,
+    JobEvent,
+    JobFailed,
+    JobInterrupted,
+    JobRequested,
+    JobStarted,
+    ReplyReceived,
+)
+from eventlog.values import (
+    Account,
+    Billed,
+    Client,
+    Cost,
+    CostRange,
+    Embedding,
+    ImageRequest,
+    JobId,
+    JobState,
+    Picture,
+    Position,
+    Rendered,
+    StoredImage,
+    Usage,
+    Value,
+    Words,
+)
+
+
+class Stage(enum.Enum):
+    REQUESTED = "requested"
+    STARTED = "started"
+    ATTEMPTING = "attempting"
+    REPLIED = "replied"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
+
+
+STATE_OF = {
+    Stage.REQUESTED: JobState.PENDING,
+    Stage.STARTED: JobState.RUNNING,
+    Stage.ATTEMPTING: JobState.RUNNING,
+    Stage.REPLIED: JobState.RUNNING,
+    Stage.COMPLETED: JobState.COMPLETED,
+    Stage.FAILED: JobState.FAILED,
+    Stage.CANCELLED: JobState.CANCELLED,
+    Stage.INTERRUPTED: JobState.INTERRUPTED,
+}
+
+_NEXT: dict[tuple[Stage, type[Event]], Stage] = {
+    (Stage.REQUESTED, JobStarted): Stage.STARTED,
+    (Stage.REQUESTED, JobFailed): Stage.FAILED,
+    (Stage.REQUESTED, JobCancelled): Stage.CANCELLED,
+    (Stage.STARTED, AttemptStarted): Stage.ATTEMPTING,
+    (Stage.STARTED, JobCancelRequested): Stage.STARTED,
+    (Stage.STARTED, JobFailed): Stage.FAILED,
+    (Stage.STARTED, JobCancelled): Stage.CANCELLED,
+    (Stage.ATTEMPTING, AttemptFailed): Stage.STARTED,
+    (Stage.ATTEMPTING, ReplyReceived): Stage.REPLIED,
+    (Stage.ATTEMPTING, JobCancelRequested): Stage.ATTEMPTING,
+    (Stage.ATTEMPTING, JobInterrupted): Stage.INTERRUPTED,
+    (Stage.ATTEMPTING, JobCancelled): Stage.CANCELLED,
+    (Stage.REPLIED, JobCancelRequested): Stage.REPLIED,
+    (Stage.REPLIED, JobCompleted): Stage.COMPLETED,
+    (Stage.REPLIED, JobFailed): Stage.FAILED,
+}
+"""After AttemptFailed with an unknown outcome the same commit says JobInterrupted: see `_AFTER_UNKNOWN`."""
+
+_AFTER_UNKNOWN: dict[tuple[Stage, type[Event]], Stage] = {(Stage.STARTED, JobInterrupted): Stage.INTERRUPTED}
+"""Only a job whose last attempt may have been billed can be interrupted between attempts."""
+
+
+class Job(Value, frozen=True):
+    """All that is known of one job. Times are UTC. `position` is the commit that last changed it."""
+
+    id: JobId
+    stage: Stage
+    position: Position
+    requested_position: Position
+    requested_at: datetime
+    changed_at: datetime
+    request: ImageRequest
+    account: Account
+    client: Client
+    estimate: CostRange
+    embedding: Embedding
+    any_path: bool
+    prompt: str | None
+    output_path: str | None
+    output_dir: str | None
+    attempts: int = 0
+    client_request_id: str = ""
+    request_id: str = ""
+    cancel_requested: bool = False
+    billed: Billed = "no"
+    pictures: tuple[Picture, ...] = ()
+    images: tuple[StoredImage, ...] = ()
+    usage: Usage | None = None
+    cost: Cost | None = None
+    rendered: Rendered = Rendered()
+    error_code: str = ""
+    error: str = ""
+
+    @property
+    def state(self) -> JobState:
+        return STATE_OF[self.stage]
+
+
+def _words(commit: Commit) -> Words:
+    return commit.words or Words(salt="")
+
+
+def _requested(event: JobRequested, commit: Commit) -> Job:
+    words = _words(commit)
+    return Job(
+        id=event.job,
+        stage=Stage.REQUESTED,
+        position=commit.position,
+        requested_position=commit.position,
+        requested_at=commit.at,
+        changed_at=commit.at,
+        request=event.request,
+        account=event.account,
+        client=event.client,
+        estimate=event.estimate,
+        embedding=event.embedding,
+        any_path=event.any_path,
+        prompt=words.prompt,
+        output_path=words.output_path,
+        output_dir=words.output_dir,
+    )
+
+
+def advance(job: Job, event: JobEvent, commit: Commit) -> Job:
+    """The job after one more fact.
+
+    Raises:
+        IllegalTransition: the fact may not follow; a bug, or a log that was not written by us.
+    """
+    key: tuple[Stage, type[Event]] = (job.stage, type(event))
+    stage = _NEXT.get(key)
+    if stage is None and job.billed == "unknown":
+        stage = _AFTER_UNKNOWN.get(key)
+    if stage is None:
+        raise IllegalTransition(f"job {job.id} is {job.stage.value}; {type(event).__name__} may not follow")
+    words = _words(commit)
+    after = msgspec.structs.replace(job, stage=stage, position=commit.position, changed_at=commit.at)
+    match event:
+        case AttemptStarted():
+            return msgspec.structs.replace(
+                after, attempts=event.attempt, client_request_id=event.client_request_id, request_id=""
+            )
+        case AttemptFailed():
+            return msgspec.structs.replace(
+                after,
+                billed=_worse(job.billed, event.billed),
+                error_code=event.code,
+                error=words.message or "",
+                request_id=event.request_id,
+            )
+        case ReplyReceived():
+            return msgspec.structs.replace(
+                after,
+                billed="yes",
+                pictures=event.pictures,
+                usage=event.usage,
+                cost=event.cost,
+                rendered=event.rendered,
+                request_id=event.request_id,
+                error_code="",
+                error="",
+            )
+        case JobCompleted():
+            paths: tuple[str | None, ...] = words.paths or (None,) * len(event.images)
+            images = tuple(
+                StoredImage(path=path, **msgspec.structs.asdict(image))
+                for path, image in zip(paths, event.images, strict=True)
+            )
+            return msgspec.structs.replace(after, images=images)
+        case JobFailed():
+            return msgspec.structs.replace(
+                after, billed=_worse(job.billed, event.billed), error_code=event.code, error=words.message or ""
+            )
+        case JobInterrupted():
+            return msgspec.structs.replace(after, billed="unknown", error_code=event.code, error=words.message or "")
+        case JobCancelRequested():
+            return msgspec.structs.replace(after, cancel_requested=True)
+        case JobCancelled():
+            return msgspec.structs.replace(after, billed=_worse(job.billed, event.billed))
+        case _:
+            return after
+
+
+def _worse(a: Billed, b: Billed) -> Billed:
+    order: tuple[Billed, ...] = ("no", "unknown", "yes")
+    return max(a, b, key=order.index)
+
+
+class JobBoard:
+    """Every job that is not over, and those over that nobody has dropped yet. Changes only through `apply`."""
+
+    def __init__(self, jobs: Iterable[Job] = ()) -> None:
+        self._jobs: dict[JobId, Job] = {job.id: job for job in jobs}
+
+    def __iter__(self) -> Iterator[Job]:
+        """In the order in which they were requested."""
+        return iter(self._jobs.values())
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def get(self, job: JobId) -> Job | None:
+        return self._jobs.get(job)
+
+    def apply(self, commit: Commit) -> tuple[JobId, ...]:
+        """Follow one commit; returns the jobs it touched, each once.
+
+        Raises:
+            IllegalTransition: see `advance`; the board is then as it was before the commit.
+        """
+        touched: dict[JobId, Job] = {}
+        for event in commit.events:
+            if not isinstance(event, JobEvent):
+                continue
+            if isinstance(event, JobRequested):
+                if event.job in self._jobs or event.job in touched:
+                    raise IllegalTransition(f"job {event.job} was requested twice")
+                touched[event.job] = _requested(event, commit)
+                continue
+            job = touched.get(event.job) or self._jobs.get(event.job)
+            if job is None:
+                raise IllegalTransition(f"{type(event).__name__} of job {event.job}, which is not on the board")
+            touched[event.job] = advance(job, event, commit)
+        self._jobs.update(touched)
+        return tuple(touched)
+
+    def drop_over(self, up_to: Position) -> None:
+        """Forget the jobs that were over at `up_to`; the index holds them."""
+        for job in [job for job in self if job.state.is_over and job.position <= up_to]:
+            del self._jobs[job.id]

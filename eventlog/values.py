@@ -1,0 +1,199 @@
+"""The nouns that facts are made of.
+
+Rule: everything here is plain, frozen and serialisable. Nothing here is a secret, an image or free text;
+what a person wrote (prompts, file names, messages) stands in `Words`, outside the hash chain.
+"""
+
+import enum
+import hashlib
+from datetime import datetime
+from typing import Literal, NewType
+
+import msgspec
+
+JobId = NewType("JobId", str)
+"""A UUIDv7 in its usual 36-character form; also the id of the generation that the job becomes."""
+
+Position = NewType("Position", int)
+"""Number of a commit, from 1. Orders everything; clocks only inform. 0 means "before the first"."""
+
+MicroUSD = NewType("MicroUSD", int)
+"""Millionths of a US dollar. Money is never a float."""
+
+Sha256 = NewType("Sha256", str)
+"""64 lower-case hex digits."""
+
+Tool = Literal["generate_image", "edit_image", "transform_image"]
+Door = Literal["mcp", "control", "cli"]
+Billed = Literal["no", "unknown", "yes"]
+Backend = Literal["openai", "offline"]
+CostBasis = Literal["usage", "unknown", "offline"]
+Embedding = Literal["off", "minimal", "standard", "full"]
+
+
+class JobState(enum.Enum):
+    """What users see of a job."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
+
+    @property
+    def is_over(self) -> bool:
+        return self not in (JobState.PENDING, JobState.RUNNING)
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of everything that may be written to the log. Subclasses repeat `frozen=True` for mypy's sake."""
+
+
+class ImageRequest(Value, frozen=True):
+    """What is asked of the model, defaults filled in; the prompt itself is a word.
+
+    `output_compression` is in percent (0-100) and only for jpeg and webp; None leaves it to the API.
+    """
+
+    tool: Tool
+    model: str
+    count: int = 1
+    size: str = "auto"
+    quality: str = "auto"
+    output_format: str = "png"
+    background: str = "auto"
+    moderation: str = "auto"
+    output_compression: int | None = None
+
+
+class Account(Value, frozen=True):
+    """Who pays and where the request goes. Two accounts are one only if every field is equal.
+
+    `key` is a short fingerprint of the API key, never the key; empty for the offline backend.
+    """
+
+    backend: Backend
+    key: str = ""
+    base_url: str = ""
+    organization: str = ""
+    project: str = ""
+
+
+class Client(Value, frozen=True):
+    """The program that asked, as it introduced itself; bounded and made printable at the border."""
+
+    name: str
+    version: str = ""
+
+
+class Usage(Value, frozen=True):
+    """Tokens as the API counted them. None: the API did not say."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    input_text_tokens: int | None = None
+    input_image_tokens: int | None = None
+    output_text_tokens: int | None = None
+    output_image_tokens: int | None = None
+
+
+class CostRange(Value, frozen=True):
+    """What a request may cost before it is sent. None: no published bound. `table` names the price table."""
+
+    low: MicroUSD | None
+    high: MicroUSD | None
+    table: str
+
+
+class Cost(Value, frozen=True):
+    """What a reply cost. `amount` is None when it is not known, which is never the same as zero.
+
+    `would_be` is set by the offline backend only: what the same usage costs at OpenAI.
+    """
+
+    amount: MicroUSD | None
+    basis: CostBasis
+    table: str
+    would_be: MicroUSD | None = None
+
+
+class Blob(Value, frozen=True):
+    """Bytes known to be durable in the content-addressed store."""
+
+    sha256: Sha256
+    size_bytes: int
+
+
+class Picture(Value, frozen=True):
+    """An image as the API sent it, durable in the store under its digest. Width and height in pixels; 0 for svg."""
+
+    sha256: Sha256
+    size_bytes: int
+    width: int
+    height: int
+    format: str
+
+
+class ImageFile(Value, frozen=True):
+    """An image in its final place. `original` is the picture as received; its path is a word of the same commit."""
+
+    sha256: Sha256
+    size_bytes: int
+    width: int
+    height: int
+    format: str
+    original: Sha256
+
+
+class StoredImage(Value, frozen=True):
+    """An `ImageFile` together with its path. `path` is None once it has been forgotten."""
+
+    path: str | None
+    sha256: Sha256
+    size_bytes: int
+    width: int
+    height: int
+    format: str
+    original: Sha256
+
+
+class Rendered(Value, frozen=True):
+    """The parameters the API says it used, never the requested `auto`. Empty: the API did not say."""
+
+    size: str = ""
+    quality: str = ""
+    background: str = ""
+    output_format: str = ""
+
+
+class Words(Value, frozen=True, omit_defaults=True):
+    """Text that a person may demand to be removed. Stands beside its commit, tied to it by a salted digest.
+
+    `salt` is 32 hex digits of randomness, so that the digest that stays behind cannot be guessed against.
+    `arguments` are those of the operation as asked, without what has a field of its own here.
+    `paths` are absolute and in the order of the images of the same commit.
+    """
+
+    salt: str
+    prompt: str | None = None
+    output_path: str | None = None
+    output_dir: str | None = None
+    paths: tuple[str, ...] = ()
+    message: str | None = None
+    arguments: dict[str, msgspec.Raw] = {}
+
+
+def digest(data: bytes) -> Sha256:
+    return Sha256(hashlib.sha256(data).hexdigest())
+
+
+def make_job_id(at: datetime, random: bytes) -> JobId:
+    """UUIDv7 (RFC 9562 §5.7) from a UTC time and 10 random bytes, so that ids sort by the time of asking."""
+    milliseconds = int(at.timestamp() * 1000)
+    raw = bytearray(milliseconds.to_bytes(6, "big") + random[:10])
+    raw[6] = 0x70 | (raw[6] & 0x0F)
+    raw[8] = 0x80 | (raw[8] & 0x3F)
+    text = raw.hex()
+    return JobId(f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}")
