@@ -1,0 +1,177 @@
+"""The few things we ask of a disk, in one place, so that tests can put a lying or dying disk underneath.
+
+Rule: the log and the store touch files only through a `Disk`. Every name is relative to an open directory;
+every call blocks; failures are plain `OSError`. This file alone knows which system it runs on.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+import stat
+import sys
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock
+    fcntl = None  # type: ignore[assignment]
+
+_RENAME_NOREPLACE = 1  # linux/fs.h
+_RENAME_EXCL = 4  # macOS <sys/stdio.h>
+
+
+class Disk:
+    """The real disk."""
+
+    def open_directory(self, path: Path, *, create: bool = False) -> int:
+        """Descriptor of a directory. With `create` it is made with mode 0700 and its parents with it, durably."""
+        if create and not path.is_dir():
+            parent = path.parent
+            if not parent.is_dir():
+                self.close(self.open_directory(parent, create=True))
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(mode=0o700)
+            above = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                self.sync_directory(above)
+            finally:
+                os.close(above)
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def lock(self, directory: int) -> bool:
+        """Take the one writer's lock for as long as the descriptor is open; False if somebody else has it."""
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def names(self, directory: int) -> list[str]:
+        return os.listdir(directory)
+
+    def open(self, directory: int, name: str, *, write: bool = False, create: bool = False) -> int:
+        """Descriptor of a regular file. `create` refuses a name that exists and makes the file 0600.
+
+        Raises:
+            FileExistsError: `create` and the name is taken, by whatever it may be.
+            OSError: EINVAL for what is not a regular file; links are not followed.
+        """
+        flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | (os.O_RDWR if write or create else os.O_RDONLY)
+        if create:
+            flags |= os.O_CREAT | os.O_EXCL
+        fd = os.open(name, flags, 0o600, dir_fd=directory)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError(errno.EINVAL, "not a regular file", name)
+        return fd
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+    def size(self, fd: int) -> int:
+        return os.fstat(fd).st_size
+
+    def pread(self, fd: int, count: int, offset: int) -> bytes:
+        """Up to `count` bytes; fewer only at the end of the file."""
+        pieces = []
+        while count > 0:
+            piece = os.pread(fd, count, offset)
+            if not piece:
+                break
+            pieces.append(piece)
+            offset += len(piece)
+            count -= len(piece)
+        return b"".join(pieces)
+
+    def pwrite(self, fd: int, data: bytes, offset: int) -> None:
+        """All of `data`; a short write goes on where it stopped."""
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(fd, view, offset)
+            offset += written
+            view = view[written:]
+
+    def truncate(self, fd: int, size: int) -> None:
+        os.ftruncate(fd, size)
+
+    def sync(self, fd: int) -> None:
+        """The file's bytes and length survive a power loss once this has returned."""
+        if sys.platform == "darwin":
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)  # fsync stops at the drive's cache there
+        else:
+            os.fdatasync(fd)
+
+    def sync_directory(self, directory: int) -> None:
+        """The directory's names survive a power loss once this has returned."""
+        if sys.platform == "darwin":
+            fcntl.fcntl(directory, fcntl.F_FULLFSYNC)
+        else:
+            os.fsync(directory)
+
+    def unlink(self, directory: int, name: str) -> None:
+        os.unlink(name, dir_fd=directory)
+
+    def replace(self, directory: int, old: str, new: str) -> None:
+        """Rename within the directory, over whatever `new` was."""
+        os.rename(old, new, src_dir_fd=directory, dst_dir_fd=directory)
+
+    def rename_new(self, directory: int, old: str, new: str) -> None:
+        """Rename within the directory; never replaces.
+
+        Raises:
+            FileExistsError: `new` is taken; `old` is left as it was.
+        """
+        if _rename_without_replacing(directory, old, new):
+            return
+        try:
+            os.link(old, new, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
+        except OSError as exc:
+            if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+                raise
+            self._copy_new(directory, old, new)
+        self.unlink(directory, old)
+
+    def _copy_new(self, directory: int, old: str, new: str) -> None:
+        """For file systems with neither a careful rename nor hard links (FAT, some network shares)."""
+        source = self.open(directory, old)
+        try:
+            target = self.open(directory, new, create=True)
+            try:
+                self.pwrite(target, self.pread(source, self.size(source), 0), 0)
+                self.sync(target)
+            except OSError:
+                self.unlink(directory, new)
+                raise
+            finally:
+                self.close(target)
+        finally:
+            self.close(source)
+
+    def free_bytes(self, directory: int) -> int:
+        """Room left for us on the file system of `directory`."""
+        figures = os.fstatvfs(directory)
+        return figures.f_bavail * figures.f_frsize
+
+
+def _rename_without_replacing(directory: int, old: str, new: str) -> bool:
+    """True if the kernel did it, False if this system has no such call.
+
+    Raises:
+        OSError: the kernel's answer, FileExistsError among them.
+    """
+    if sys.platform == "linux":
+        name, flag = "renameat2", _RENAME_NOREPLACE
+    elif sys.platform == "darwin":
+        name, flag = "renameatx_np", _RENAME_EXCL
+    else:
+        return False
+    function = getattr(ctypes.CDLL(None, use_errno=True), name, None)
+    if function is None:
+        return False
+    if function(directory, os.fsencode(old), directory, os.fsencode(new), flag) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(number, os.strerror(number), new)
