@@ -1,0 +1,142 @@
+"""Bytes to commits and back, without touching a disk.
+
+    line   := hash (64 hex) SPACE commit (JSON) [ SPACE words (JSON) ]        (NEWLINE ends it in the file)
+    hash   =  SHA-256 of the commit's bytes
+    commit =  {"previous": hash of the line before, "position": n, "batch": position of the first commit of
+               the same sync, "at": UTC, "words": SHA-256 of the words' bytes or null, "events": […]}
+
+Rule: the commit's JSON holds no space (one inside a string is written \\u0020), so the first space after the
+hash ends it. The hash covers raw bytes: nothing here depends on canonical JSON, and every line proves itself.
+"""
+
+import hashlib
+from datetime import datetime
+from typing import NamedTuple
+
+import msgspec
+
+from eventlog.errors import LogTooNew
+from eventlog.events import FORMAT, Commit, Event, LogCreated
+from eventlog.values import Position, Sha256, Words
+
+LINE_BYTES_MAX = 8 * 1024 * 1024  # a 32,000-character prompt in escaped JSON is under 400 kB
+NO_HASH = Sha256("0" * 64)
+
+
+class Unsound(Exception):
+    """The bytes are not a line that we wrote: torn, or damaged."""
+
+
+class Draft(NamedTuple):
+    """A commit that is known to be writable; what is missing depends on its place in the log."""
+
+    position: Position
+    body: bytes
+    words: bytes
+
+
+class Sealed(NamedTuple):
+    line: bytes
+    hash: Sha256
+
+
+class Line(NamedTuple):
+    """`words_forgotten`: the commit names words, but spaces stand in their place."""
+
+    hash: Sha256
+    previous: Sha256
+    batch: Position
+    commit: Commit
+    words_forgotten: bool
+
+
+class _Body(msgspec.Struct, frozen=True):
+    previous: str
+    position: int
+    batch: int
+    at: datetime
+    words: str | None
+    events: tuple[Event, ...]
+
+
+class _AnyBody(msgspec.Struct, frozen=True):
+    """A sound line of any version: enough to say that it is too new, not damaged."""
+
+    previous: str
+    position: int
+    batch: int
+    events: list[dict[str, object]]
+
+
+_encode = msgspec.json.Encoder().encode
+_decode_body = msgspec.json.Decoder(_Body).decode
+_decode_any = msgspec.json.Decoder(_AnyBody).decode
+_decode_words = msgspec.json.Decoder(Words).decode
+
+
+def draft(commit: Commit) -> Draft:
+    """Encode what does not depend on the commit's place.
+
+    Raises:
+        ValueError: it cannot stand on a line: too long, a newline in a raw value, or text that is not Unicode.
+    """
+    words = b"" if commit.words is None else _encode(commit.words)
+    digest = "null" if commit.words is None else f'"{hashlib.sha256(words).hexdigest()}"'
+    events = _encode(commit.events).replace(b" ", b"\\u0020")
+    body = f'"at":{_encode(commit.at).decode()},"words":{digest},"events":'.encode() + events + b"}"
+    if b"\n" in words or len(body) + len(words) > LINE_BYTES_MAX:
+        raise ValueError(f"commit {commit.position} does not fit on a line: {len(body) + len(words)} bytes")
+    return Draft(commit.position, body, words)
+
+
+def seal(draft: Draft, previous: Sha256, batch: Position) -> Sealed:
+    """The line, newline and all."""
+    commit = f'{{"previous":"{previous}","position":{draft.position},"batch":{batch},'.encode() + draft.body
+    proof = hashlib.sha256(commit).hexdigest()
+    tail = b" " + draft.words if draft.words else b""
+    return Sealed(b"%s %s%s\n" % (proof.encode(), commit, tail), Sha256(proof))
+
+
+def read(line: bytes) -> Line:
+    """A line without its newline.
+
+    Raises:
+        Unsound: torn or damaged.
+        LogTooNew: whole and sound, but with facts or a format that this version does not know.
+    """
+    if len(line) < 67 or line[64:65] != b" ":
+        raise Unsound("no hash at the start")
+    body, _, tail = line[65:].partition(b" ")
+    proof = hashlib.sha256(body).hexdigest()
+    if proof.encode() != line[:64]:
+        raise Unsound("the hash does not fit")
+    try:
+        parsed = _decode_body(body)
+    except msgspec.ValidationError as exc:
+        raise _too_new(body, str(exc)) from exc
+    for event in parsed.events:
+        if isinstance(event, LogCreated) and event.format > FORMAT:
+            raise LogTooNew(f"The log has format {event.format}, written by {event.software}; upgrade imaged.")
+    words, forgotten = _words(parsed.words, tail)
+    commit = Commit(position=Position(parsed.position), at=parsed.at, events=parsed.events, words=words)
+    return Line(Sha256(proof), Sha256(parsed.previous), Position(parsed.batch), commit, forgotten)
+
+
+def _too_new(body: bytes, complaint: str) -> LogTooNew:
+    try:
+        position = _decode_any(body).position
+    except msgspec.DecodeError:
+        return LogTooNew(f"A sound line of the log has a shape that this version does not know ({complaint}); upgrade.")
+    return LogTooNew(f"Commit {position} was written by a newer imaged ({complaint}); upgrade, do not repair.")
+
+
+def _words(expected: str | None, tail: bytes) -> tuple[Words | None, bool]:
+    if expected is None:
+        if tail:
+            raise Unsound("bytes behind the commit")
+        return None, False
+    if tail and not tail.strip(b" "):
+        return None, True
+    if hashlib.sha256(tail).hexdigest() != expected:
+        raise Unsound("the words do not fit their digest")
+    return _decode_words(tail), False

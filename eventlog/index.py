@@ -1,0 +1,204 @@
+"""The disposable read model: one SQLite file that follows the log.
+
+Rule: it is a function of the log and nothing else. Every transaction holds its rows and the mark they reach;
+what is missing, damaged, of another version or beside the log is thrown away and made anew. Only this file
+writes it; anybody may open it read-only. It changes through the same `apply` as the live views.
+"""
+
+import contextlib
+import logging
+import sqlite3
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from eventlog.jobs import Job, JobBoard
+from eventlog.segments import Located, Mark
+from eventlog.spending import Amounts, Period, Spending, reservations_of
+from eventlog.values import JobId, Position, Sha256
+
+VERSION = 1
+TRIGRAM_CHARACTERS_MIN = 3
+
+SCHEMA = """
+CREATE TABLE reached (offset INTEGER NOT NULL, position INTEGER NOT NULL, hash TEXT NOT NULL);
+CREATE TABLE job (
+    number INTEGER PRIMARY KEY,           -- position of the request: newest is highest
+    id TEXT NOT NULL UNIQUE,
+    position INTEGER NOT NULL,            -- of the commit that last changed it
+    requested_at TEXT NOT NULL,           -- UTC, ISO 8601 with microseconds: sorts as text
+    state TEXT NOT NULL,
+    tool TEXT NOT NULL,
+    model TEXT NOT NULL,
+    client TEXT NOT NULL,
+    key TEXT NOT NULL,
+    prompt TEXT,                          -- folded (NFKC, case); NULL once forgotten
+    body BLOB NOT NULL                    -- the whole job, JSON
+) STRICT;
+CREATE INDEX job_by_state ON job (state, number);
+CREATE INDEX job_by_tool ON job (tool, state, number);
+CREATE INDEX job_by_model ON job (model, state, number);
+CREATE INDEX job_by_time ON job (requested_at, number);
+CREATE TABLE spending (
+    day TEXT, model TEXT, client TEXT, key TEXT,
+    settled INTEGER NOT NULL, possibly_billed INTEGER NOT NULL,   -- micro-dollars
+    unpriced INTEGER NOT NULL, images INTEGER NOT NULL, replies INTEGER NOT NULL,
+    PRIMARY KEY (day, model, client, key)
+) STRICT, WITHOUT ROWID;
+"""
+TRIGRAMS = "CREATE VIRTUAL TABLE prompt USING fts5(folded, content='', tokenize='trigram case_sensitive 1')"
+
+logger = logging.getLogger(__name__)
+_encode = msgspec.json.Encoder().encode
+_decode_job = msgspec.json.Decoder(Job).decode
+
+
+def folded(text: str) -> str:
+    """The form in which prompts are compared: width, compatibility forms and case do not matter."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+
+
+class Index:
+    """The writing end, used by one thread at a time; blocking. `board` and `spending` are as of `mark`."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self._path = path
+        self._db = connection
+        self.stale = False
+        row = connection.execute("SELECT offset, position, hash FROM reached").fetchone()
+        self.mark = Mark(row[0], Position(row[1]), Sha256(row[2])) if row else None
+        live = connection.execute(
+            "SELECT body FROM job WHERE state IN ('pending', 'running') ORDER BY number"
+        ).fetchall()
+        self.board = JobBoard(_decode_job(body) for (body,) in live)
+        self.spending = Spending(_amounts(connection), reservations_of(self.board))
+
+    @classmethod
+    def open(cls, path: Path) -> "Index":
+        """The index at `path`; one that cannot be used is thrown away and begun anew."""
+        try:
+            return cls(path, _connect(path))
+        except (sqlite3.Error, msgspec.DecodeError, UnicodeDecodeError) as exc:
+            logger.warning("the index is made anew", extra={"why": str(exc)})
+            _remove(path)
+            return cls(path, _connect(path))
+
+    @property
+    def reached(self) -> Position:
+        return self.mark.position if self.mark else Position(0)
+
+    def fold(self, located: Sequence[Located]) -> None:
+        """Follow these commits in one transaction. Fails nobody: a stale index is caught up at the next start."""
+        if self.stale:
+            return
+        try:
+            self._fold(located)
+        except sqlite3.Error as exc:
+            logger.warning("the index falls behind until the next start", extra={"why": str(exc)})
+            self.stale = True
+            with contextlib.suppress(sqlite3.Error):
+                self._db.rollback()
+
+    def close(self) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        self._db.close()
+
+    def discard(self) -> None:
+        self._db.close()
+        _remove(self._path)
+
+    def _fold(self, located: Sequence[Located]) -> None:
+        jobs: dict[JobId, None] = {}
+        periods: dict[Period, None] = {}
+        for commit, _, _ in located:
+            jobs.update(dict.fromkeys(self.board.apply(commit)))
+            periods.update(dict.fromkeys(self.spending.apply(commit)))
+        self._db.execute("BEGIN IMMEDIATE")
+        for job_id in jobs:
+            if (job := self.board.get(job_id)) is not None:
+                self._write_job(job)
+        amounts = dict(self.spending.rows())
+        for period in periods:
+            self._write_spending(period, amounts[period])
+        mark = located[-1].mark
+        self._db.execute("DELETE FROM reached")
+        self._db.execute("INSERT INTO reached VALUES (?, ?, ?)", (mark.offset, mark.position, mark.hash))
+        self._db.execute("COMMIT")
+        self.mark = mark
+        self.board.drop_over(mark.position)
+
+    def _write_job(self, job: Job) -> None:
+        prompt = None if job.prompt is None else folded(job.prompt)
+        known = self._db.execute("SELECT 1 FROM job WHERE number = ?", (job.requested_position,)).fetchone()
+        if known:
+            self._db.execute(
+                "UPDATE job SET position = ?, state = ?, body = ? WHERE number = ?",
+                (job.position, job.state.value, _encode(job), job.requested_position),
+            )
+            return
+        self._db.execute(
+            "INSERT INTO job VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                job.requested_position,
+                job.id,
+                job.position,
+                job.requested_at.isoformat(timespec="microseconds"),
+                job.state.value,
+                job.request.tool,
+                job.request.model,
+                job.client.name,
+                job.account.key,
+                prompt,
+                _encode(job),
+            ),
+        )
+        if prompt is not None and _has_trigrams(self._db):
+            self._db.execute("INSERT INTO prompt (rowid, folded) VALUES (?, ?)", (job.requested_position, prompt))
+
+    def _write_spending(self, period: Period, amounts: Amounts) -> None:
+        self._db.execute(
+            "INSERT OR REPLACE INTO spending VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*msgspec.structs.astuple(period), *msgspec.structs.astuple(amounts)),
+        )
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, VERSION):
+            raise sqlite3.DatabaseError(f"version {version} instead of {VERSION}")
+        if version == 0:
+            db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+            with contextlib.suppress(sqlite3.OperationalError):  # an SQLite without trigrams: every search scans
+                db.execute(TRIGRAMS)
+    except sqlite3.Error:
+        db.close()
+        raise
+    return db
+
+
+def _has_trigrams(db: sqlite3.Connection) -> bool:
+    return db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'prompt'").fetchone() is not None
+
+
+def _remove(path: Path) -> None:
+    """With its companions: a stale -wal beside a new file is damage."""
+    for name in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
+        name.unlink(missing_ok=True)
+
+
+def _amounts(db: sqlite3.Connection) -> dict[Period, Amounts]:
+    return {
+        Period(day=row[0], model=row[1], client=row[2], key=row[3]): Amounts(
+            settled=row[4], possibly_billed=row[5], unpriced=row[6], images=row[7], replies=row[8]
+        )
+        for row in db.execute("SELECT * FROM spending")
+    }

@@ -1,0 +1,259 @@
+"""The event log on disk: one writer, segments, durable batches, and what a crash leaves behind.
+
+Rules, each found necessary by simulation (the reasons stand in the README's chapter on the log):
+a batch is written only after the one before it is durable, so damage before the last batch is corruption and
+damage inside it is a torn tail; a segment ends where the next begins; the last batch is written over itself
+at the start, because after a failed sync its pages may live in memory only; after a failed write or sync
+nothing is appended again.
+"""
+
+import errno
+import logging
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from eventlog.disk import Disk
+from eventlog.errors import LogDead, LogFull, LogLocked
+from eventlog.events import FORMAT, Commit, LogCreated
+from eventlog.framing import Draft, draft, seal
+from eventlog.segments import READ_BYTES, START, Located, Mark, Read, Scan, located, segment_name, segment_starts
+from eventlog.values import Position
+
+SEGMENT_BYTES = 64 * 1024 * 1024
+RESERVE_BYTES = 4 * 1024 * 1024  # last words of a full disk: some thousand facts
+RESERVE_AGAIN_BYTES = 64 * 1024 * 1024  # free space at which a full disk counts as healed
+REPLAY_COMMITS = 1000
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+logger = logging.getLogger(__name__)
+
+
+class Recovery(NamedTuple):
+    """What `recover` found. `torn_file` holds the bytes that were cut off, if any were."""
+
+    head: Mark
+    replayed: int
+    torn_bytes: int = 0
+    torn_file: str = ""
+
+
+class EventLog:
+    """The writer. Blocking, and used by one thread at a time."""
+
+    def __init__(
+        self, directory: Path, *, software: str, disk: Disk | None = None, segment_bytes: int = SEGMENT_BYTES
+    ) -> None:
+        self._path = directory
+        self._software = software
+        self._disk = disk or Disk()
+        self._segment_bytes = segment_bytes
+        self._directory: int | None = None
+        self._segment: int | None = None
+        self._segment_start = 0
+        self._end = 0
+        self._dead: str = ""
+        self.full = False
+        self.head = START
+
+    def lock(self) -> None:
+        """Take the log for this process, for as long as it is open.
+
+        Raises:
+            LogLocked: somebody else has it.
+        """
+        directory = self._disk.open_directory(self._path, create=True)
+        if not self._disk.lock(directory):
+            self._disk.close(directory)
+            raise LogLocked(f"Another imaged is running on {self._path}; this one leaves it alone.")
+        self._directory = directory
+
+    def close(self) -> None:
+        for descriptor in (self._segment, self._directory):
+            if descriptor is not None:
+                self._disk.close(descriptor)
+        self._segment = self._directory = None
+
+    def recover(self, mark: Mark | None, replay: Callable[[Sequence[Located]], None]) -> Recovery:
+        """Read what follows `mark` (None: everything), cut off a torn tail, and make the end writable.
+
+        `replay` gets the commits in order, in pieces of about 1,000; never one that is not durable afterwards
+        if this returns.
+
+        Raises:
+            MarkNotThere, LogCorrupt, LogTooNew: nothing was changed.
+        """
+        assert self._directory is not None, "lock first"
+        segments = segment_starts(self._disk.names(self._directory))
+        scan = Scan(self._disk, self._directory, segments, mark)
+        batch: list[Read] = []
+        pending: list[Located] = []
+        count = 0
+        for found in scan:
+            if found.line.batch == found.line.commit.position:  # what came before is durable
+                batch = []
+                if len(pending) >= REPLAY_COMMITS:
+                    replay(pending)
+                    pending = []
+            batch.append(found)
+            pending.append(located(found))
+            count += 1
+        torn_bytes, torn_file = self._repair(scan, segments, batch)
+        if pending:
+            replay(pending)
+        self.head = scan.last
+        if self.head.position == 0:
+            self._begin(replay)
+        self._keep_reserve()
+        return Recovery(self.head, count, torn_bytes, torn_file)
+
+    def append(self, drafts: Sequence[Draft]) -> tuple[Mark, ...]:
+        """One batch, durable when this returns.
+
+        Raises:
+            LogFull: no room, even without the reserve. Nothing of the batch is there; the log stays good.
+            LogDead: a write or sync failed, now or before. Nothing more is appended in this process.
+        """
+        if self._dead:
+            raise LogDead(self._dead)
+        lines, marks = self._seal(drafts)
+        try:
+            try:
+                self._write(lines)
+            except OSError as exc:
+                if exc.errno not in NO_SPACE:
+                    raise
+                self._make_room()
+                self._write(lines)
+        except OSError as exc:
+            if exc.errno in NO_SPACE:
+                self._cut_back()
+                raise LogFull(f"There is no room on the disk of {self._path}; free some space.") from exc
+            raise self._die("written", exc) from exc
+        self._sync()
+        self._end += len(lines)
+        self.head = marks[-1]
+        if self.full:
+            self._keep_reserve()
+        return marks
+
+    def _seal(self, drafts: Sequence[Draft]) -> tuple[bytes, tuple[Mark, ...]]:
+        previous, offset, lines, marks = self.head.hash, self._end, [], []
+        for position, item in enumerate(drafts, start=self.head.position + 1):
+            assert item.position == position, f"commit {item.position} where {position} must follow"
+            sealed = seal(item, previous, drafts[0].position)
+            lines.append(sealed.line)
+            marks.append(Mark(offset, item.position, sealed.hash))
+            previous = sealed.hash
+            offset += len(sealed.line)
+        return b"".join(lines), tuple(marks)
+
+    def _write(self, lines: bytes) -> None:
+        if self._segment is None or self._end - self._segment_start >= self._segment_bytes:
+            self._roll()
+        assert self._segment is not None
+        self._disk.pwrite(self._segment, lines, self._end - self._segment_start)
+
+    def _roll(self) -> None:
+        assert self._directory is not None
+        segment = self._disk.open(self._directory, segment_name(self._end), create=True)
+        if self._segment is not None:
+            self._disk.close(self._segment)
+        self._segment, self._segment_start = segment, self._end
+
+    def _sync(self) -> None:
+        assert self._segment is not None and self._directory is not None
+        try:
+            self._disk.sync(self._segment)
+            if self._end == self._segment_start:  # its first batch: the name must last, too
+                self._disk.sync_directory(self._directory)
+        except OSError as exc:
+            # No second try: after a failed sync Linux may drop the dirty pages and let the next one succeed.
+            # Only reading the file again tells the truth.
+            raise self._die("synced", exc) from exc
+
+    def _die(self, verb: str, exc: OSError) -> LogDead:
+        self._dead = (
+            f"The event log in {self._path} could not be {verb} ({exc.strerror}); see to the disk and start again."
+        )
+        return LogDead(self._dead)
+
+    def _cut_back(self) -> None:
+        if self._segment is None:
+            return
+        try:
+            self._disk.truncate(self._segment, self._end - self._segment_start)
+        except OSError as exc:
+            raise self._die("cut back", exc) from exc
+
+    def _make_room(self) -> None:
+        assert self._directory is not None
+        self._cut_back()
+        self.full = True
+        if "reserve" in self._disk.names(self._directory):
+            self._disk.unlink(self._directory, "reserve")
+
+    def _keep_reserve(self) -> None:
+        """Room for last words, kept as a file of zeros. Its absence is no reason to stop."""
+        assert self._directory is not None
+        try:
+            if "reserve" in self._disk.names(self._directory):
+                self.full = False
+                return
+            if self._disk.free_bytes(self._directory) < RESERVE_AGAIN_BYTES:
+                return
+            reserve = self._disk.open(self._directory, "reserve", create=True)
+            try:
+                self._disk.pwrite(reserve, bytes(RESERVE_BYTES), 0)
+                self._disk.sync(reserve)
+            finally:
+                self._disk.close(reserve)
+        except OSError as exc:
+            logger.warning("no reserve beside the log", extra={"why": str(exc)})
+            return
+        self.full = False
+
+    def _repair(self, scan: "Scan", segments: list[int], batch: list[Read]) -> tuple[int, str]:
+        assert self._directory is not None
+        self._end = scan.end
+        if not segments:
+            return 0, ""
+        self._segment_start = segments[-1]
+        self._segment = self._disk.open(self._directory, segment_name(segments[-1]), write=True)
+        cut = self._end - self._segment_start
+        torn = self._disk.size(self._segment) - cut
+        torn_file = ""
+        if torn > 0:
+            torn_file = self._set_aside(cut, torn)
+            self._disk.truncate(self._segment, cut)
+        # After a failed sync the end may live in memory only, and the next power cut would take it.
+        if batch and batch[0].offset >= self._segment_start:
+            raw = b"".join(found.raw for found in batch)
+            self._disk.pwrite(self._segment, raw, batch[0].offset - self._segment_start)
+        self._disk.sync(self._segment)
+        self._disk.sync_directory(self._directory)
+        return torn, torn_file
+
+    def _set_aside(self, cut: int, count: int) -> str:
+        assert self._directory is not None and self._segment is not None
+        base = f"torn-{self._end}"
+        taken = set(self._disk.names(self._directory))
+        name = next(n for n in (base, *(f"{base}-{i}" for i in range(1, 10_000))) if n not in taken)
+        aside = self._disk.open(self._directory, name, create=True)
+        try:
+            for start in range(0, count, READ_BYTES):
+                piece = self._disk.pread(self._segment, min(READ_BYTES, count - start), cut + start)
+                self._disk.pwrite(aside, piece, start)
+            self._disk.sync(aside)
+        finally:
+            self._disk.close(aside)
+        logger.warning("the last write was torn and is set aside", extra={"file": name, "bytes": count})
+        return name
+
+    def _begin(self, replay: Callable[[Sequence[Located]], None]) -> None:
+        created = Commit(
+            position=Position(1), at=datetime.now(UTC), events=(LogCreated(format=FORMAT, software=self._software),)
+        )
+        (mark,) = self.append([draft(created)])
+        replay([Located(created, mark)])

@@ -1,0 +1,191 @@
+"""The reading side of the log: segments, marks, and where the sound lines end.
+
+Segments are named by the log-wide byte position of their first byte. Rules: a segment ends where the next one
+begins, bytes beyond are the ghost of a cut that did not last; and damage is torn only if nothing after it
+proves that it was once durable - see `Scan`.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from eventlog.disk import Disk
+from eventlog.errors import LogCorrupt
+from eventlog.events import Commit
+from eventlog.framing import LINE_BYTES_MAX, NO_HASH, Line, Unsound, read
+from eventlog.values import Position, Sha256
+
+READ_BYTES = 1024 * 1024
+
+
+class MarkNotThere(Exception):
+    """The commit that a mark names is not at its place: the index belongs to another log, or to a later one."""
+
+
+class Mark(NamedTuple):
+    """One commit of the log. `offset` is the log-wide position of its line's first byte."""
+
+    offset: int
+    position: Position
+    hash: Sha256
+
+
+START = Mark(0, Position(0), NO_HASH)
+
+
+class Located(NamedTuple):
+    commit: Commit
+    mark: Mark
+    words_forgotten: bool = False
+
+
+class Read(NamedTuple):
+    line: Line
+    offset: int
+    raw: bytes
+
+
+def read_log(directory: Path, after: Mark | None, disk: Disk | None = None) -> Iterator[Located]:
+    """What follows `after`, read without a lock, beside a running daemon or on a copy.
+
+    Ends where the finished lines end; a line that is just being written is not damage.
+
+    Raises:
+        MarkNotThere, LogCorrupt, LogTooNew
+        FileNotFoundError: there is no log.
+    """
+    disk = disk or Disk()
+    descriptor = disk.open_directory(directory)
+    try:
+        for found in Scan(disk, descriptor, segment_starts(disk.names(descriptor)), after):
+            yield located(found)
+    finally:
+        disk.close(descriptor)
+
+
+class Scan:
+    """Reads lines in order from a mark on. After its end, `last` and `end` say where the sound lines stop."""
+
+    def __init__(self, disk: Disk, directory: int, segments: list[int], mark: Mark | None) -> None:
+        self._disk = disk
+        self._directory = directory
+        self._segments = segments
+        self._mark = mark
+        self.last = START
+        self.end = 0
+
+    def __iter__(self) -> Iterator[Read]:
+        mark = self._mark
+        if mark is None:
+            if self._segments and self._segments[0] != 0:
+                raise LogCorrupt(f"The first segment {segment_name(0)} is missing.", position=1, offset=0)
+            yield from self._follow(0)
+            return
+        found = self._at_mark(mark)
+        self.last, self.end = mark, mark.offset + len(found.raw)
+        yield from self._follow(self.end, found)
+
+    def _at_mark(self, mark: Mark) -> Read:
+        try:
+            found = next(self._lines(mark.offset), None)
+        except (Unsound, FileNotFoundError):
+            found = None
+        if found is None or (found.line.commit.position, found.line.hash) != (mark.position, mark.hash):
+            raise MarkNotThere(f"commit {mark.position} is not at byte {mark.offset} of the log")
+        return found
+
+    def _follow(self, offset: int, before: Read | None = None) -> Iterator[Read]:
+        lines = self._lines(offset)
+        while True:
+            try:
+                found = next(lines, None)
+                if found is None:
+                    return
+                self._insist_on_chain(found)
+            except Unsound as exc:
+                self._torn_or_corrupt(str(exc))
+                return
+            self.last = Mark(found.offset, found.line.commit.position, found.line.hash)
+            self.end = found.offset + len(found.raw)
+            yield found
+
+    def _insist_on_chain(self, found: Read) -> None:
+        line = found.line
+        if line.previous != self.last.hash or line.commit.position != self.last.position + 1:
+            raise Unsound("the line does not follow the one before it")
+        if not 1 <= line.batch <= line.commit.position:
+            raise Unsound("the batch is impossible")
+
+    def _torn_or_corrupt(self, why: str) -> None:
+        """A byte of a later batch, or a later segment, proves that what is damaged here was once durable."""
+        position = self.last.position + 1
+        corrupt = LogCorrupt(
+            f"The event log is damaged at byte {self.end}, commit {position} ({why}). Nothing was changed; "
+            "restore the segment from a backup.",
+            position=position,
+            offset=self.end,
+        )
+        if any(start > self.end for start in self._segments):
+            raise corrupt
+        for later in self._sound_lines_after(self.end):
+            if later.line.batch > position:
+                raise corrupt
+
+    def _sound_lines_after(self, offset: int) -> Iterator[Read]:
+        for raw, start in self._raw_lines(offset):
+            try:
+                yield Read(read(raw[:-1]), start, raw)
+            except Unsound:
+                continue
+
+    def _lines(self, offset: int) -> Iterator[Read]:
+        for raw, start in self._raw_lines(offset):
+            if not raw.endswith(b"\n"):
+                raise Unsound("the line is not finished")
+            yield Read(read(raw[:-1]), start, raw)
+
+    def _raw_lines(self, offset: int) -> Iterator[tuple[bytes, int]]:
+        """Every run of bytes up to a newline, and the unfinished one at the end of each segment."""
+        for number, start in enumerate(self._segments):
+            end = self._segments[number + 1] if number + 1 < len(self._segments) else None
+            if end is not None and end <= offset:
+                continue
+            descriptor = self._disk.open(self._directory, segment_name(start))
+            try:
+                yield from self._segment_lines(descriptor, start, end, max(offset, start))
+            finally:
+                self._disk.close(descriptor)
+
+    def _segment_lines(self, fd: int, start: int, end: int | None, offset: int) -> Iterator[tuple[bytes, int]]:
+        rest = b""
+        while True:
+            want = READ_BYTES if end is None else min(READ_BYTES, end - offset - len(rest))
+            piece = self._disk.pread(fd, want, offset + len(rest) - start) if want > 0 else b""
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                yield line + b"\n", offset
+                offset += len(line) + 1
+            if not piece:
+                break
+            if len(rest) > LINE_BYTES_MAX + READ_BYTES:
+                raise Unsound("the line has no end")
+        if rest:
+            yield rest, offset
+            offset += len(rest)
+        if end is not None and offset < end:
+            raise Unsound("the segment is shorter than the next one's name says")
+
+
+def segment_starts(names: list[str]) -> list[int]:
+    return sorted(
+        int(name[:20]) for name in names if len(name) == 26 and name.endswith(".jsonl") and name[:20].isdigit()
+    )
+
+
+def segment_name(start: int) -> str:
+    return f"{start:020}.jsonl"
+
+
+def located(found: Read) -> Located:
+    mark = Mark(found.offset, found.line.commit.position, found.line.hash)
+    return Located(found.line.commit, mark, found.line.words_forgotten)
