@@ -52,9 +52,7 @@ def verify(directory: Path) -> Verification:
         for commit, mark, forgotten in read_log(directory, None):
             commits += 1
             if forgotten:
-                fault = Fault(
-                    mark.position, mark.offset, f"the words of commit {mark.position} are gone, and no fact says why"
-                )
+                fault = Fault(mark.position, mark.offset, f"the words of commit {mark.position} are gone, and no fact says why")
                 break
             board.apply(commit)
             board.drop_over(commit.position)

@@ -93,7 +93,8 @@ class AttemptStarted(Value, frozen=True, tag=True):
 class AttemptFailed(Value, frozen=True, tag=True):
     """An attempt ended without a usable reply. `status` is the HTTP status, None without one.
 
-    `kept` are the bytes of a reply that could not be read, if there were any. Words: `message`.
+    `kept` are the bytes of a reply that could not be used, if there were any; `usage` and `cost` what it said of
+    its price. Words: `message`.
     """
 
     job: JobId
@@ -103,6 +104,8 @@ class AttemptFailed(Value, frozen=True, tag=True):
     status: int | None = None
     request_id: str = ""
     kept: Blob | None = None
+    usage: Usage | None = None
+    cost: Cost | None = None
 
 
 class ReplyReceived(Value, frozen=True, tag=True):

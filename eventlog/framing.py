@@ -10,6 +10,8 @@ hash ends it. The hash covers raw bytes: nothing here depends on canonical JSON,
 """
 
 import hashlib
+import re
+from collections.abc import Iterator
 from datetime import datetime
 from typing import NamedTuple
 
@@ -72,21 +74,44 @@ _encode = msgspec.json.Encoder().encode
 _decode_body = msgspec.json.Decoder(_Body).decode
 _decode_any = msgspec.json.Decoder(_AnyBody).decode
 _decode_words = msgspec.json.Decoder(Words).decode
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+# Looks for lines whose start is not where a newline says. No quote stands unescaped inside a JSON string, so
+# text that somebody chose cannot look like this.
+_LINE_START = re.compile(rb'[0-9a-f]{64} \{"previous":"')
 
 
 def draft(commit: Commit) -> Draft:
     """Encode what does not depend on the commit's place.
 
     Raises:
-        ValueError: it cannot stand on a line: too long, a newline in a raw value, or text that is not Unicode.
+        ValueError: it cannot stand on a line: too long, a raw value that is not JSON on one line, text that is
+            not Unicode, or a time without a zone.
     """
+    if commit.at.tzinfo is None:
+        raise ValueError(f"commit {commit.position} has a time without a zone: {commit.at}")
     words = b"" if commit.words is None else _encode(commit.words)
     digest = "null" if commit.words is None else f'"{hashlib.sha256(words).hexdigest()}"'
     events = _encode(commit.events).replace(b" ", b"\\u0020")
     body = f'"at":{_encode(commit.at).decode()},"words":{digest},"events":'.encode() + events + b"}"
-    if b"\n" in words or len(body) + len(words) > LINE_BYTES_MAX:
+    if b"\n" in words:
+        raise ValueError(f"commit {commit.position} has words with a raw line break; write them on one line")
+    if len(body) + len(words) > LINE_BYTES_MAX:
         raise ValueError(f"commit {commit.position} does not fit on a line: {len(body) + len(words)} bytes")
+    if commit.words is not None and commit.words.arguments:
+        _insist_on_reading_back(commit.words, words, commit.position)
     return Draft(commit.position, body, words)
+
+
+def _insist_on_reading_back(words: Words, written: bytes, position: Position) -> None:
+    """Raw values are copied as they are: one that is no JSON value would be found out when it is too late."""
+    try:
+        written.decode()
+        same = _decode_words(written) == words
+    except _UNREADABLE as exc:
+        raise ValueError(f"commit {position} has words that are not JSON ({exc})") from exc
+    if not same:
+        raise ValueError(f"commit {position} has raw words that are not one JSON value each")
 
 
 def seal(draft: Draft, previous: Sha256, batch: Position) -> Sealed:
@@ -112,20 +137,29 @@ def read(line: bytes) -> Line:
         raise Unsound("the hash does not fit")
     try:
         parsed = _decode_body(body)
-    except msgspec.ValidationError as exc:
+    except _UNREADABLE as exc:
         raise _too_new(body, str(exc)) from exc
     for event in parsed.events:
         if isinstance(event, LogCreated) and event.format > FORMAT:
             raise LogTooNew(f"The log has format {event.format}, written by {event.software}; upgrade imaged.")
-    words, forgotten = _words(parsed.words, tail)
+    try:
+        words, forgotten = _words(parsed.words, tail)
+    except _UNREADABLE as exc:
+        raise _too_new(body, str(exc)) from exc
     commit = Commit(position=Position(parsed.position), at=parsed.at, events=parsed.events, words=words)
     return Line(Sha256(proof), Sha256(parsed.previous), Position(parsed.batch), commit, forgotten)
+
+
+def hidden_lines(run: bytes) -> Iterator[bytes]:
+    """What may be lines inside `run`, beyond its start: damage to a newline hides the line behind it."""
+    for found in _LINE_START.finditer(run, 1):
+        yield run[found.start() :]
 
 
 def _too_new(body: bytes, complaint: str) -> LogTooNew:
     try:
         position = _decode_any(body).position
-    except msgspec.DecodeError:
+    except _UNREADABLE:
         return LogTooNew(f"A sound line of the log has a shape that this version does not know ({complaint}); upgrade.")
     return LogTooNew(f"Commit {position} was written by a newer imaged ({complaint}); upgrade, do not repair.")
 

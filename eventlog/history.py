@@ -4,14 +4,14 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from eventlog.errors import IndexUnavailable
-from eventlog.index import TRIGRAM_CHARACTERS_MIN, folded
+from eventlog.index import TRIGRAM_CHARACTERS_MIN, folded, has_trigrams, instant
 from eventlog.jobs import Job
 from eventlog.values import JobId, JobState, Position
 
@@ -19,7 +19,7 @@ _decode_job = msgspec.json.Decoder(Job).decode
 
 
 class GenerationQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """`since` is included, `until` is not; `as_of` leaves out what was requested later."""
+    """`since` is included, `until` is not; `as_of` leaves out what was completed later, so that pages hold still."""
 
     limit: int
     offset: int = 0
@@ -66,10 +66,21 @@ class History:
     """Blocking; may be used from any thread, one question at a time."""
 
     def __init__(self, path: Path) -> None:
-        self._db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+        """
+        Raises:
+            IndexUnavailable: nobody has made the index at `path`, or it cannot be read.
+        """
         self._one_at_a_time = threading.Lock()
-        known = self._db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'prompt'").fetchone()
-        self._has_trigrams = known is not None
+        with _said_plainly():
+            self._db = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
+            )
+        try:
+            with self._reading() as db:
+                self._has_trigrams = has_trigrams(db)
+        except IndexUnavailable:
+            self._db.close()
+            raise
 
     def close(self) -> None:
         self._db.close()
@@ -87,9 +98,9 @@ class History:
         if query.model is not None:
             fits.add("model = ?", query.model)
         if query.since is not None:
-            fits.add("requested_at >= ?", _text(query.since))
+            fits.add("requested_at >= ?", instant(query.since))
         if query.until is not None:
-            fits.add("requested_at < ?", _text(query.until))
+            fits.add("requested_at < ?", instant(query.until))
         if query.as_of is not None:
             fits.add("position <= ?", query.as_of)
         if query.text:
@@ -110,12 +121,30 @@ class History:
         return self._page(fits, query.limit, query.offset)
 
     def job(self, job_id: JobId) -> Job | None:
+        """
+        Raises:
+            IndexUnavailable
+        """
+        if not _is_unicode(job_id):
+            return None
         with self._reading() as db:
             row = db.execute("SELECT body FROM job WHERE id = ?", (job_id,)).fetchone()
-        return None if row is None else _decode_job(row[0])
+            return None if row is None else _decode_job(row[0])
+
+    def position(self) -> Position:
+        """The last commit that the index has followed; 0 before the first.
+
+        Raises:
+            IndexUnavailable
+        """
+        with self._reading() as db:
+            return _reached(db)
 
     def _add_search(self, fits: _Filter, text: str) -> None:
         """Exactly Python's `in` on the folded prompts. A trigram index cannot answer one or two characters."""
+        if not _is_unicode(text):
+            fits.add("0")  # no prompt holds it: what is not Unicode cannot be written to the log
+            return
         if self._has_trigrams and len(text) >= TRIGRAM_CHARACTERS_MIN and "\0" not in text:
             phrase = '"' + text.replace('"', '""') + '"'
             fits.add("number IN (SELECT rowid FROM prompt WHERE prompt MATCH ?)", phrase)
@@ -130,21 +159,33 @@ class History:
                     (*fits.values, limit, offset),
                 ).fetchall()
                 (total,) = db.execute(f"SELECT count(*) FROM job {fits.where}", fits.values).fetchone()
-                reached = db.execute("SELECT position FROM reached").fetchone()
+                reached = _reached(db)
             finally:
                 db.execute("ROLLBACK")
-        return Page(tuple(_decode_job(body) for (body,) in rows), total, Position(reached[0] if reached else 0))
+            return Page(tuple(_decode_job(body) for (body,) in rows), total, reached)
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._one_at_a_time:
-            try:
-                yield self._db
-            except sqlite3.Error as exc:
-                raise IndexUnavailable(
-                    f"The index cannot be read ({exc}); restart the daemon, it is made anew from the log."
-                ) from exc
+        with self._one_at_a_time, _said_plainly():
+            yield self._db
 
 
-def _text(at: datetime) -> str:
-    return at.astimezone(UTC).isoformat(timespec="microseconds")
+@contextmanager
+def _said_plainly() -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise IndexUnavailable(f"The index cannot be read ({exc}); restart the daemon, it is made anew from the log.") from exc
+
+
+def _reached(db: sqlite3.Connection) -> Position:
+    row = db.execute("SELECT position FROM reached").fetchone()
+    return Position(row[0] if row else 0)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -9,11 +9,13 @@ import contextlib
 import logging
 import sqlite3
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
+from eventlog.errors import IndexUnavailable
 from eventlog.jobs import Job, JobBoard
 from eventlog.segments import Located, Mark
 from eventlog.spending import Amounts, Period, Spending, reservations_of
@@ -21,6 +23,9 @@ from eventlog.values import JobId, Position, Sha256
 
 VERSION = 1
 TRIGRAM_CHARACTERS_MIN = 3
+# Checkpoints belong into idle moments: one made by a commit stalls the writer by up to 370 ms. This many pages
+# (64 MiB) are only the bound for a daemon that is never idle.
+CHECKPOINT_PAGES = 16_384
 
 SCHEMA = """
 CREATE TABLE reached (offset INTEGER NOT NULL, position INTEGER NOT NULL, hash TEXT NOT NULL);
@@ -48,11 +53,12 @@ CREATE TABLE spending (
     PRIMARY KEY (day, model, client, key)
 ) STRICT, WITHOUT ROWID;
 """
-TRIGRAMS = "CREATE VIRTUAL TABLE prompt USING fts5(folded, content='', tokenize='trigram case_sensitive 1')"
+TRIGRAMS = "CREATE VIRTUAL TABLE prompt USING fts5(folded, content='', columnsize=0, tokenize='trigram case_sensitive 1')"
 
 logger = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
 _decode_job = msgspec.json.Decoder(Job).decode
+_UNUSABLE = (sqlite3.Error, msgspec.DecodeError, UnicodeDecodeError)
 
 
 def folded(text: str) -> str:
@@ -60,30 +66,54 @@ def folded(text: str) -> str:
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
 
 
+def instant(at: datetime) -> str:
+    """UTC with microseconds, so that times sort as text."""
+    return at.astimezone(UTC).isoformat(timespec="microseconds")
+
+
 class Index:
-    """The writing end, used by one thread at a time; blocking. `board` and `spending` are as of `mark`."""
+    """The writing end, used by one thread at a time; blocking.
+
+    `board` and `spending` are as of the last commit that was folded, even when the file is `stale` and stays
+    behind; `mark` is what the file has reached.
+    """
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self._path = path
         self._db = connection
+        self._has_trigrams = has_trigrams(connection)
         self.stale = False
         row = connection.execute("SELECT offset, position, hash FROM reached").fetchone()
         self.mark = Mark(row[0], Position(row[1]), Sha256(row[2])) if row else None
-        live = connection.execute(
-            "SELECT body FROM job WHERE state IN ('pending', 'running') ORDER BY number"
-        ).fetchall()
+        live = connection.execute("SELECT body FROM job WHERE state IN ('pending', 'running') ORDER BY number").fetchall()
         self.board = JobBoard(_decode_job(body) for (body,) in live)
         self.spending = Spending(_amounts(connection), reservations_of(self.board))
 
     @classmethod
     def open(cls, path: Path) -> "Index":
-        """The index at `path`; one that cannot be used is thrown away and begun anew."""
+        """The index at `path`; one that cannot be used is thrown away and begun anew.
+
+        Raises:
+            IndexUnavailable: it cannot be begun anew either.
+        """
         try:
-            return cls(path, _connect(path))
-        except (sqlite3.Error, msgspec.DecodeError, UnicodeDecodeError) as exc:
+            return cls._opened(path)
+        except _UNUSABLE as exc:
             logger.warning("the index is made anew", extra={"why": str(exc)})
+        try:
             _remove(path)
-            return cls(path, _connect(path))
+            return cls._opened(path)
+        except (*_UNUSABLE, OSError) as exc:
+            raise IndexUnavailable(f"The index {path} cannot be made ({exc}); see to the disk, then start.") from exc
+
+    @classmethod
+    def _opened(cls, path: Path) -> "Index":
+        connection = _connect(path)
+        try:
+            return cls(path, connection)
+        except _UNUSABLE:
+            connection.close()
+            raise
 
     @property
     def reached(self) -> Position:
@@ -91,31 +121,35 @@ class Index:
 
     def fold(self, located: Sequence[Located]) -> None:
         """Follow these commits in one transaction. Fails nobody: a stale index is caught up at the next start."""
-        if self.stale:
+        jobs: dict[JobId, None] = {}
+        periods: dict[Period, None] = {}
+        for commit, _, _ in located:
+            jobs.update(dict.fromkeys(self.board.apply(commit)))
+            periods.update(dict.fromkeys(self.spending.apply(commit)))
+        if self.stale or not located:
             return
         try:
-            self._fold(located)
+            self._write(jobs, periods, located[-1].mark)
         except sqlite3.Error as exc:
             logger.warning("the index falls behind until the next start", extra={"why": str(exc)})
             self.stale = True
             with contextlib.suppress(sqlite3.Error):
                 self._db.rollback()
 
-    def close(self) -> None:
+    def checkpoint(self) -> None:
+        """Bring the write-ahead log home; for idle moments. Waits for nobody, and fails nobody."""
         with contextlib.suppress(sqlite3.Error):
             self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def close(self) -> None:
+        self.checkpoint()
         self._db.close()
 
     def discard(self) -> None:
         self._db.close()
         _remove(self._path)
 
-    def _fold(self, located: Sequence[Located]) -> None:
-        jobs: dict[JobId, None] = {}
-        periods: dict[Period, None] = {}
-        for commit, _, _ in located:
-            jobs.update(dict.fromkeys(self.board.apply(commit)))
-            periods.update(dict.fromkeys(self.spending.apply(commit)))
+    def _write(self, jobs: Iterable[JobId], periods: Iterable[Period], mark: Mark) -> None:
         self._db.execute("BEGIN IMMEDIATE")
         for job_id in jobs:
             if (job := self.board.get(job_id)) is not None:
@@ -123,7 +157,6 @@ class Index:
         amounts = dict(self.spending.rows())
         for period in periods:
             self._write_spending(period, amounts[period])
-        mark = located[-1].mark
         self._db.execute("DELETE FROM reached")
         self._db.execute("INSERT INTO reached VALUES (?, ?, ?)", (mark.offset, mark.position, mark.hash))
         self._db.execute("COMMIT")
@@ -145,7 +178,7 @@ class Index:
                 job.requested_position,
                 job.id,
                 job.position,
-                job.requested_at.isoformat(timespec="microseconds"),
+                instant(job.requested_at),
                 job.state.value,
                 job.request.tool,
                 job.request.model,
@@ -155,8 +188,12 @@ class Index:
                 _encode(job),
             ),
         )
-        if prompt is not None and _has_trigrams(self._db):
-            self._db.execute("INSERT INTO prompt (rowid, folded) VALUES (?, ?)", (job.requested_position, prompt))
+        if prompt is not None and self._has_trigrams:
+            # The tokenizer stops at a NUL. The search looks at the prompt itself afterwards, so more may match here.
+            self._db.execute(
+                "INSERT INTO prompt (rowid, folded) VALUES (?, ?)",
+                (job.requested_position, prompt.replace("\0", "\ufffd")),
+            )
 
     def _write_spending(self, period: Period, amounts: Amounts) -> None:
         self._db.execute(
@@ -172,6 +209,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     try:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
+        db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version not in (0, VERSION):
             raise sqlite3.DatabaseError(f"version {version} instead of {VERSION}")
@@ -185,7 +223,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     return db
 
 
-def _has_trigrams(db: sqlite3.Connection) -> bool:
+def has_trigrams(db: sqlite3.Connection) -> bool:
     return db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'prompt'").fetchone() is not None
 
 

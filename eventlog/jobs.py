@@ -182,6 +182,8 @@ def advance(job: Job, event: JobEvent, commit: Commit) -> Job:
                 error_code=event.code,
                 error=words.message or "",
                 request_id=event.request_id,
+                usage=event.usage,
+                cost=event.cost,
             )
         case ReplyReceived():
             return msgspec.structs.replace(
@@ -198,8 +200,7 @@ def advance(job: Job, event: JobEvent, commit: Commit) -> Job:
         case JobCompleted():
             paths: tuple[str | None, ...] = words.paths or (None,) * len(event.images)
             images = tuple(
-                StoredImage(path=path, **msgspec.structs.asdict(image))
-                for path, image in zip(paths, event.images, strict=True)
+                StoredImage(path=path, **msgspec.structs.asdict(image)) for path, image in zip(paths, event.images, strict=True)
             )
             return msgspec.structs.replace(after, images=images)
         case JobFailed():

@@ -7,6 +7,7 @@ at the start, because after a failed sync its pages may live in memory only; aft
 nothing is appended again.
 """
 
+import contextlib
 import errno
 import logging
 from collections.abc import Callable, Sequence
@@ -42,9 +43,7 @@ class Recovery(NamedTuple):
 class EventLog:
     """The writer. Blocking, and used by one thread at a time."""
 
-    def __init__(
-        self, directory: Path, *, software: str, disk: Disk | None = None, segment_bytes: int = SEGMENT_BYTES
-    ) -> None:
+    def __init__(self, directory: Path, *, software: str, disk: Disk | None = None, segment_bytes: int = SEGMENT_BYTES) -> None:
         self._path = directory
         self._software = software
         self._disk = disk or Disk()
@@ -62,9 +61,14 @@ class EventLog:
 
         Raises:
             LogLocked: somebody else has it.
+            LogDead: the directory cannot be made or opened.
         """
-        directory = self._disk.open_directory(self._path, create=True)
-        if not self._disk.lock(directory):
+        try:
+            directory = self._disk.open_directory(self._path, create=True)
+            locked = self._disk.lock(directory)
+        except OSError as exc:
+            raise self._die("opened", exc) from exc
+        if not locked:
             self._disk.close(directory)
             raise LogLocked(f"Another imaged is running on {self._path}; this one leaves it alone.")
         self._directory = directory
@@ -83,8 +87,18 @@ class EventLog:
 
         Raises:
             MarkNotThere, LogCorrupt, LogTooNew: nothing was changed.
+            LogFull: no room to set a torn tail aside or to begin a log; nothing was cut.
+            LogDead: the disk failed, or does not let us write.
         """
-        assert self._directory is not None, "lock first"
+        try:
+            return self._recover(mark, replay)
+        except OSError as exc:
+            if exc.errno in NO_SPACE:
+                raise self._no_room() from exc
+            raise self._die("put in order", exc) from exc
+
+    def _recover(self, mark: Mark | None, replay: Callable[[Sequence[Located]], None]) -> Recovery:
+        assert self._directory is not None and self._segment is None, "lock first, and recover once"
         segments = segment_starts(self._disk.names(self._directory))
         scan = Scan(self._disk, self._directory, segments, mark)
         batch: list[Read] = []
@@ -117,6 +131,8 @@ class EventLog:
         """
         if self._dead:
             raise LogDead(self._dead)
+        assert drafts, "a batch holds at least one commit"
+        was_full = self.full
         lines, marks = self._seal(drafts)
         try:
             try:
@@ -129,12 +145,12 @@ class EventLog:
         except OSError as exc:
             if exc.errno in NO_SPACE:
                 self._cut_back()
-                raise LogFull(f"There is no room on the disk of {self._path}; free some space.") from exc
+                raise self._no_room() from exc
             raise self._die("written", exc) from exc
         self._sync()
         self._end += len(lines)
         self.head = marks[-1]
-        if self.full:
+        if was_full:
             self._keep_reserve()
         return marks
 
@@ -173,10 +189,11 @@ class EventLog:
             # Only reading the file again tells the truth.
             raise self._die("synced", exc) from exc
 
+    def _no_room(self) -> LogFull:
+        return LogFull(f"There is no room on the disk of {self._path}; free some space.")
+
     def _die(self, verb: str, exc: OSError) -> LogDead:
-        self._dead = (
-            f"The event log in {self._path} could not be {verb} ({exc.strerror}); see to the disk and start again."
-        )
+        self._dead = f"The event log in {self._path} could not be {verb} ({exc.strerror}); see to the disk and start again."
         return LogDead(self._dead)
 
     def _cut_back(self) -> None:
@@ -191,6 +208,10 @@ class EventLog:
         assert self._directory is not None
         self._cut_back()
         self.full = True
+        self._give_up_reserve()
+
+    def _give_up_reserve(self) -> None:
+        assert self._directory is not None
         if "reserve" in self._disk.names(self._directory):
             self._disk.unlink(self._directory, "reserve")
 
@@ -198,21 +219,36 @@ class EventLog:
         """Room for last words, kept as a file of zeros. Its absence is no reason to stop."""
         assert self._directory is not None
         try:
-            if "reserve" in self._disk.names(self._directory):
-                self.full = False
-                return
-            if self._disk.free_bytes(self._directory) < RESERVE_AGAIN_BYTES:
-                return
-            reserve = self._disk.open(self._directory, "reserve", create=True)
-            try:
-                self._disk.pwrite(reserve, bytes(RESERVE_BYTES), 0)
-                self._disk.sync(reserve)
-            finally:
-                self._disk.close(reserve)
+            if not self._has_reserve():
+                self._give_up_reserve()  # a part of one, from a crash while it was made
+                if self._disk.free_bytes(self._directory) < RESERVE_AGAIN_BYTES:
+                    return
+                self._make_reserve()
         except OSError as exc:
             logger.warning("no reserve beside the log", extra={"why": str(exc)})
+            with contextlib.suppress(OSError):
+                self._give_up_reserve()
             return
         self.full = False
+
+    def _has_reserve(self) -> bool:
+        assert self._directory is not None
+        if "reserve" not in self._disk.names(self._directory):
+            return False
+        reserve = self._disk.open(self._directory, "reserve")
+        try:
+            return self._disk.size(reserve) >= RESERVE_BYTES
+        finally:
+            self._disk.close(reserve)
+
+    def _make_reserve(self) -> None:
+        assert self._directory is not None
+        reserve = self._disk.open(self._directory, "reserve", create=True)
+        try:
+            self._disk.pwrite(reserve, bytes(RESERVE_BYTES), 0)
+            self._disk.sync(reserve)
+        finally:
+            self._disk.close(reserve)
 
     def _repair(self, scan: "Scan", segments: list[int], batch: list[Read]) -> tuple[int, str]:
         assert self._directory is not None
@@ -225,7 +261,7 @@ class EventLog:
         torn = self._disk.size(self._segment) - cut
         torn_file = ""
         if torn > 0:
-            torn_file = self._set_aside(cut, torn)
+            torn_file = self._set_aside_in_the_room_there_is(cut, torn)
             self._disk.truncate(self._segment, cut)
         # After a failed sync the end may live in memory only, and the next power cut would take it.
         if batch and batch[0].offset >= self._segment_start:
@@ -234,6 +270,17 @@ class EventLog:
         self._disk.sync(self._segment)
         self._disk.sync_directory(self._directory)
         return torn, torn_file
+
+    def _set_aside_in_the_room_there_is(self, cut: int, count: int) -> str:
+        """A disk that filled up while a batch was written must not keep the log from opening."""
+        try:
+            return self._set_aside(cut, count)
+        except OSError as exc:
+            if exc.errno not in NO_SPACE:
+                raise
+        self.full = True
+        self._give_up_reserve()
+        return self._set_aside(cut, count)
 
     def _set_aside(self, cut: int, count: int) -> str:
         assert self._directory is not None and self._segment is not None
@@ -246,14 +293,16 @@ class EventLog:
                 piece = self._disk.pread(self._segment, min(READ_BYTES, count - start), cut + start)
                 self._disk.pwrite(aside, piece, start)
             self._disk.sync(aside)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._disk.unlink(self._directory, name)
+            raise
         finally:
             self._disk.close(aside)
         logger.warning("the last write was torn and is set aside", extra={"file": name, "bytes": count})
         return name
 
     def _begin(self, replay: Callable[[Sequence[Located]], None]) -> None:
-        created = Commit(
-            position=Position(1), at=datetime.now(UTC), events=(LogCreated(format=FORMAT, software=self._software),)
-        )
+        created = Commit(position=Position(1), at=datetime.now(UTC), events=(LogCreated(format=FORMAT, software=self._software),))
         (mark,) = self.append([draft(created)])
         replay([Located(created, mark)])

@@ -5,6 +5,7 @@ begins, bytes beyond are the ghost of a cut that did not last; and damage is tor
 proves that it was once durable - see `Scan`.
 """
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from typing import NamedTuple
 from eventlog.disk import Disk
 from eventlog.errors import LogCorrupt
 from eventlog.events import Commit
-from eventlog.framing import LINE_BYTES_MAX, NO_HASH, Line, Unsound, read
+from eventlog.framing import LINE_BYTES_MAX, NO_HASH, Line, Unsound, hidden_lines, read
 from eventlog.values import Position, Sha256
 
 READ_BYTES = 1024 * 1024
@@ -83,19 +84,20 @@ class Scan:
             return
         found = self._at_mark(mark)
         self.last, self.end = mark, mark.offset + len(found.raw)
-        yield from self._follow(self.end, found)
+        yield from self._follow(self.end)
 
     def _at_mark(self, mark: Mark) -> Read:
         try:
             found = next(self._lines(mark.offset), None)
         except (Unsound, FileNotFoundError):
             found = None
-        if found is None or (found.line.commit.position, found.line.hash) != (mark.position, mark.hash):
+        if found is None or mark_of(found) != mark:
             raise MarkNotThere(f"commit {mark.position} is not at byte {mark.offset} of the log")
         return found
 
-    def _follow(self, offset: int, before: Read | None = None) -> Iterator[Read]:
+    def _follow(self, offset: int) -> Iterator[Read]:
         lines = self._lines(offset)
+        suspected = -1
         while True:
             try:
                 found = next(lines, None)
@@ -103,9 +105,16 @@ class Scan:
                     return
                 self._insist_on_chain(found)
             except Unsound as exc:
-                self._torn_or_corrupt(str(exc))
-                return
-            self.last = Mark(found.offset, found.line.commit.position, found.line.hash)
+                if not self._was_durable():
+                    return
+                # Beside a writer the line may have been finished since we read it, and the next batch written.
+                # That batch is there now, so a second look at the line is the truth.
+                if suspected == self.end:
+                    raise self._corrupt(str(exc)) from exc
+                suspected = self.end
+                lines = self._lines(self.end)
+                continue
+            self.last = mark_of(found)
             self.end = found.offset + len(found.raw)
             yield found
 
@@ -116,27 +125,28 @@ class Scan:
         if not 1 <= line.batch <= line.commit.position:
             raise Unsound("the batch is impossible")
 
-    def _torn_or_corrupt(self, why: str) -> None:
-        """A byte of a later batch, or a later segment, proves that what is damaged here was once durable."""
+    def _was_durable(self) -> bool:
+        """A line of a later batch, or a later segment, proves that what is damaged here was once durable."""
         position = self.last.position + 1
-        corrupt = LogCorrupt(
+        return any(start > self.end for start in self._segments) or any(
+            line.batch > position for line in self._sound_lines_after(self.end)
+        )
+
+    def _corrupt(self, why: str) -> LogCorrupt:
+        position = self.last.position + 1
+        return LogCorrupt(
             f"The event log is damaged at byte {self.end}, commit {position} ({why}). Nothing was changed; "
             "restore the segment from a backup.",
             position=position,
             offset=self.end,
         )
-        if any(start > self.end for start in self._segments):
-            raise corrupt
-        for later in self._sound_lines_after(self.end):
-            if later.line.batch > position:
-                raise corrupt
 
-    def _sound_lines_after(self, offset: int) -> Iterator[Read]:
-        for raw, start in self._raw_lines(offset):
-            try:
-                yield Read(read(raw[:-1]), start, raw)
-            except Unsound:
-                continue
+    def _sound_lines_after(self, offset: int) -> Iterator[Line]:
+        for raw, _ in self._raw_lines(offset):
+            run = raw.removesuffix(b"\n")
+            for candidate in (run, *hidden_lines(run)):
+                with contextlib.suppress(Unsound):
+                    yield read(candidate)
 
     def _lines(self, offset: int) -> Iterator[Read]:
         for raw, start in self._raw_lines(offset):
@@ -145,7 +155,10 @@ class Scan:
             yield Read(read(raw[:-1]), start, raw)
 
     def _raw_lines(self, offset: int) -> Iterator[tuple[bytes, int]]:
-        """Every run of bytes up to a newline, and the unfinished one at the end of each segment."""
+        """Every run of bytes up to a newline, and the unfinished one at the end of each segment.
+
+        A run longer than any line comes in overlapping pieces without a newline, so that memory stays bounded.
+        """
         for number, start in enumerate(self._segments):
             end = self._segments[number + 1] if number + 1 < len(self._segments) else None
             if end is not None and end <= offset:
@@ -157,6 +170,8 @@ class Scan:
                 self._disk.close(descriptor)
 
     def _segment_lines(self, fd: int, start: int, end: int | None, offset: int) -> Iterator[tuple[bytes, int]]:
+        if end is None and offset - start > self._disk.size(fd):
+            return  # a damaged mark may name any number
         rest = b""
         while True:
             want = READ_BYTES if end is None else min(READ_BYTES, end - offset - len(rest))
@@ -168,7 +183,9 @@ class Scan:
             if not piece:
                 break
             if len(rest) > LINE_BYTES_MAX + READ_BYTES:
-                raise Unsound("the line has no end")
+                yield rest, offset
+                rest = rest[READ_BYTES:]
+                offset += READ_BYTES
         if rest:
             yield rest, offset
             offset += len(rest)
@@ -177,15 +194,16 @@ class Scan:
 
 
 def segment_starts(names: list[str]) -> list[int]:
-    return sorted(
-        int(name[:20]) for name in names if len(name) == 26 and name.endswith(".jsonl") and name[:20].isdigit()
-    )
+    return sorted(int(name[:20]) for name in names if len(name) == 26 and name.endswith(".jsonl") and name[:20].isdigit())
 
 
 def segment_name(start: int) -> str:
     return f"{start:020}.jsonl"
 
 
+def mark_of(found: Read) -> Mark:
+    return Mark(found.offset, found.line.commit.position, found.line.hash)
+
+
 def located(found: Read) -> Located:
-    mark = Mark(found.offset, found.line.commit.position, found.line.hash)
-    return Located(found.line.commit, mark, found.line.words_forgotten)
+    return Located(found.line.commit, mark_of(found), found.line.words_forgotten)

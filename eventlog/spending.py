@@ -10,6 +10,7 @@ import msgspec
 
 from eventlog.events import (
     AttemptFailed,
+    AttemptStarted,
     Commit,
     JobCancelled,
     JobCompleted,
@@ -34,7 +35,7 @@ class Period(Value, frozen=True):
 class Amounts(Value, frozen=True):
     """`possibly_billed` is the upper estimate of attempts whose outcome is unknown.
 
-    `unpriced` counts what has no known price.
+    `unpriced` counts what has no known price: it is in neither sum.
     """
 
     settled: MicroUSD = MicroUSD(0)
@@ -45,12 +46,16 @@ class Amounts(Value, frozen=True):
 
 
 class Reservation(Value, frozen=True):
-    """What a job that is not over may cost; `high` is None if there is no published bound."""
+    """What a job that is not over may cost; `high` is None if there is no published bound.
+
+    `attempting`: a request is under way. `answered`: its reply is accounted, nothing is reserved any more.
+    """
 
     model: str
     client: str
     key: str
     high: MicroUSD | None
+    attempting: bool = False
     answered: bool = False
 
 
@@ -88,26 +93,36 @@ class Spending:
                     self._reservations[event.job] = _reservation(
                         event.request.model, event.client.name, event.account, event.estimate
                     )
+                case AttemptStarted():
+                    self._note(event.job, attempting=True)
                 case ReplyReceived():
                     touched.append(self._settle(event, commit))
-                case AttemptFailed(billed="unknown"):
+                case AttemptFailed(billed="no"):
+                    self._note(event.job, attempting=False)
+                case AttemptFailed(billed="yes", cost=cost):
+                    self._note(event.job, attempting=False)
+                    amount = None if cost is None else cost.amount
+                    lost = Amounts(settled=amount or MicroUSD(0), unpriced=int(amount is None), replies=1)
+                    touched.append(self._add(self._reservations[event.job], commit, lost))
+                case AttemptFailed():
+                    self._note(event.job, attempting=False)
                     touched.append(self._suspect(event.job, commit))
-                case JobInterrupted() | JobCancelled(billed="unknown") if self._is_open(event.job, commit):
-                    touched.append(self._suspect(event.job, commit))
-                    self._reservations.pop(event.job, None)
-                case JobCompleted() | JobFailed() | JobCancelled() | JobInterrupted():
-                    self._reservations.pop(event.job, None)
+                case JobInterrupted() | JobCancelled(billed="unknown" | "yes"):
+                    if self._reservations[event.job].attempting:  # one that ended was counted at its end
+                        touched.append(self._suspect(event.job, commit))
+                    del self._reservations[event.job]
+                case JobCompleted() | JobFailed() | JobCancelled():
+                    del self._reservations[event.job]
         return tuple(touched)
 
-    def _is_open(self, job: JobId, commit: Commit) -> bool:
-        """Whether the loss of this job's attempt has not been counted by a fact of the same commit."""
-        counted = any(isinstance(e, AttemptFailed) and e.job == job and e.billed == "unknown" for e in commit.events)
-        return job in self._reservations and not counted and not self._reservations[job].answered
+    def _note(self, job: JobId, *, attempting: bool, answered: bool = False) -> None:
+        before = self._reservations[job]
+        self._reservations[job] = msgspec.structs.replace(before, attempting=attempting, answered=answered)
 
     def _settle(self, event: ReplyReceived, commit: Commit) -> Period:
         reserved = self._reservations[event.job]
-        self._reservations[event.job] = msgspec.structs.replace(reserved, answered=True)
-        amount = event.cost.amount
+        self._note(event.job, attempting=False, answered=True)
+        amount = MicroUSD(0) if event.cost.basis == "offline" else event.cost.amount
         return self._add(
             reserved,
             commit,
@@ -155,6 +170,7 @@ def reservations_of(jobs: Iterable[Job]) -> dict[JobId, Reservation]:
     return {
         job.id: msgspec.structs.replace(
             _reservation(job.request.model, job.client.name, job.account, job.estimate),
+            attempting=job.stage is Stage.ATTEMPTING,
             answered=job.stage is Stage.REPLIED,
         )
         for job in jobs

@@ -1,0 +1,30 @@
+"""Which of its three selves the program is: a client's stdio bridge, the daemon, or the command line.
+
+Nothing is imported here that the bridge does not need: it answers a client in milliseconds.
+"""
+
+import os
+import sys
+
+
+def main() -> int:
+    """The exit status. `imaged` without arguments is the bridge, unless a person sits at a terminal."""
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["mcp"] or (not arguments and not _is_terminal(0)):
+        from daemon import bridge
+
+        return bridge.main(arguments[1:], os.environ)
+    from daemon import cli
+
+    return cli.main(arguments)
+
+
+def _is_terminal(descriptor: int) -> bool:
+    try:
+        return os.isatty(descriptor)
+    except OSError:
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

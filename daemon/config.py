@@ -1,0 +1,248 @@
+"""Every setting, its name in the environment, its default and its limits.
+
+Rule: nobody else reads the environment. A session's settings arrive in the first line of its connection
+(the bridge collects them) and belong to that session alone; `Settings.parse` is the border where text
+becomes values, with a sentence for each value that cannot be understood.
+"""
+
+import hashlib
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+
+from daemon.errors import BadConfiguration
+from eventlog.values import Account, Backend, Embedding
+
+OPENAI_URL = "https://api.openai.com/v1"
+DEFAULT_MODEL = "gpt-image-2.5-flare"
+
+CONCURRENT_MAX = 64  # more pictures at once than any published rate limit serves
+SYNC_WAIT_SECONDS_MAX = 3600.0
+IDLE_EXIT_SECONDS_MAX = 30 * 86400.0
+
+HOW_TO_SET_A_KEY = (
+    "No OpenAI API key is set for this client: put OPENAI_API_KEY into the env block of the server's entry in your "
+    "MCP client's configuration (or into ~/.config/imaged/.env) and restart the client; to try without a key set "
+    "IMAGED_BACKEND=offline."
+)
+
+
+class Secret:
+    """Text that shows itself to nobody by accident: not in repr, format, tracebacks or pickles."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret(…)"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a secret is not written down")
+
+
+class Thumbnails(msgspec.Struct, frozen=True):
+    """`size_px` is the longer edge; `quality` is JPEG's, 1-100."""
+
+    wanted: bool = False
+    size_px: int = 128
+    quality: int = 60
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What one session asked for. Times in seconds. `key` is None when there is none or none is needed."""
+
+    account: Account
+    key: Secret | None
+    model: str
+    output_dir: Path
+    input_dir: Path
+    any_path: bool
+    embedding: Embedding
+    thumbnails: Thumbnails
+    max_concurrent: int
+    sync_wait_seconds: float
+    idle_exit_seconds: float
+
+    @property
+    def can_draw(self) -> bool:
+        return self.key is not None or self.account.backend == "offline"
+
+    @classmethod
+    def parse(cls, given: Mapping[str, str], *, home_dir: Path) -> "Settings":
+        """Settings out of environment names and values; an empty value counts as not set.
+
+        Raises:
+            BadConfiguration: names the variable, its value (never the key's) and what is allowed.
+        """
+        values = {name: value.strip() for name, value in given.items() if value.strip()}
+        backend = _backend(values)
+        key_text = values.get("OPENAI_API_KEY", "") if backend == "openai" else ""
+        output_dir = _directory(values, "OPENAI_IMAGE_OUTPUT_DIR", home_dir / "Downloads" / "openai-images", home_dir)
+        return cls(
+            account=_account(values, backend, key_text),
+            key=Secret(key_text) if key_text else None,
+            model=values.get("OPENAI_IMAGE_MODEL", DEFAULT_MODEL),
+            output_dir=output_dir,
+            input_dir=_directory(values, "OPENAI_IMAGE_INPUT_DIR", output_dir, home_dir),
+            any_path=values.get("OPENAI_IMAGE_ALLOW_ANY_PATH", "").lower() == "true",
+            embedding=_embedding(values),
+            thumbnails=Thumbnails(
+                wanted=values.get("OPENAI_IMAGE_THUMBNAIL", "") == "true",
+                size_px=_clamped(values, "OPENAI_IMAGE_THUMBNAIL_SIZE", 128, 1, 512),
+                quality=_clamped(values, "OPENAI_IMAGE_THUMBNAIL_QUALITY", 60, 1, 100),
+            ),
+            max_concurrent=int(_number(values, "IMAGED_MAX_CONCURRENT", 4, 1, CONCURRENT_MAX, whole=True)),
+            sync_wait_seconds=_number(values, "IMAGED_SYNC_WAIT_SECONDS", 45, 0, SYNC_WAIT_SECONDS_MAX),
+            idle_exit_seconds=_number(values, "IMAGED_IDLE_EXIT_SECONDS", 900, 0, IDLE_EXIT_SECONDS_MAX),
+        )
+
+
+class Places(msgspec.Struct, frozen=True):
+    """Where this user's daemon keeps everything. `home` is absolute."""
+
+    home: Path
+
+    @property
+    def events(self) -> Path:
+        return self.home / "events"
+
+    @property
+    def index(self) -> Path:
+        return self.home / "index.sqlite"
+
+    @property
+    def store(self) -> Path:
+        return self.home / "store"
+
+    @property
+    def run(self) -> Path:
+        return self.home / "run"
+
+    @property
+    def logs(self) -> Path:
+        return self.home / "logs"
+
+
+def default_places() -> Places:
+    """From IMAGED_HOME or the platform's place. Not from XDG: clients start us with a stripped environment."""
+    from daemon import bridge
+
+    return Places(Path(bridge.home_directory(os.environ)))
+
+
+def user_home() -> Path:
+    """The user's home directory, from HOME or, without it, the password database."""
+    return Path.home()
+
+
+def offline_seconds() -> float:
+    """How long the stand-in pretends to draw; IMAGED_OFFLINE_SECONDS of the daemon's own environment."""
+    return _number(dict(os.environ), "IMAGED_OFFLINE_SECONDS", 0.3, 0, 600)
+
+
+def fingerprint(key: str) -> str:
+    """12 hex digits of the key's SHA-256: enough to tell keys apart, useless for finding one (keys have > 128 bits)."""
+    return hashlib.sha256(key.encode()).hexdigest()[:12]
+
+
+def _account(values: Mapping[str, str], backend: Backend, key: str) -> Account:
+    if backend == "offline":
+        return Account(backend="offline")
+    return Account(
+        backend="openai",
+        key=fingerprint(key) if key else "",
+        base_url=_base_url(values.get("OPENAI_BASE_URL", OPENAI_URL)),
+        organization=_header_text(values, "OPENAI_ORGANIZATION"),
+        project=_header_text(values, "OPENAI_PROJECT_ID"),
+    )
+
+
+def _backend(values: Mapping[str, str]) -> Backend:
+    match values.get("IMAGED_BACKEND", "openai"):
+        case "openai":
+            return "openai"
+        case "offline":
+            return "offline"
+        case other:
+            raise BadConfiguration(f"IMAGED_BACKEND is {other!r}; set it to openai or offline.")
+
+
+def _header_text(values: Mapping[str, str], name: str) -> str:
+    text = values.get(name, "")
+    if not (text.isascii() and text.isprintable()):
+        raise BadConfiguration(f"{name} holds characters that cannot stand in an HTTP header; copy the id again.")
+    return text
+
+
+def _base_url(text: str) -> str:
+    """https anywhere, http only to this machine: the key travels with every request."""
+    parts = urlsplit(text)
+    if parts.username or parts.password:
+        raise BadConfiguration("OPENAI_BASE_URL must not contain a user name or password; use OPENAI_API_KEY.")
+    host = parts.hostname or ""
+    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
+        raise BadConfiguration(f"OPENAI_BASE_URL is {text!r}; give a URL such as {OPENAI_URL}.")
+    if parts.scheme == "http" and not _is_loopback(host):
+        raise BadConfiguration(f"OPENAI_BASE_URL is {text!r}; plain http is allowed to this machine only, use https.")
+    return text.rstrip("/")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _directory(values: Mapping[str, str], name: str, default: Path, home_dir: Path) -> Path:
+    text = values.get(name)
+    if text is None:
+        return default
+    if text == "~" or text.startswith("~/"):
+        return home_dir / text[2:]
+    path = Path(text)
+    if not path.is_absolute() or "\0" in text:
+        raise BadConfiguration(f"{name} is {text!r}; give an absolute path or one that starts with ~/.")
+    return path
+
+
+def _embedding(values: Mapping[str, str]) -> Embedding:
+    if values.get("OPENAI_IMAGE_EMBED_METADATA", "").lower() in ("false", "0"):
+        return "off"
+    match values.get("OPENAI_IMAGE_METADATA_LEVEL"):
+        case "minimal":
+            return "minimal"
+        case "full":
+            return "full"
+        case _:  # the old server took anything else for standard; its users' files still say so
+            return "standard"
+
+
+def _clamped(values: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+    try:
+        return max(low, min(high, int(values.get(name, default))))
+    except ValueError:
+        raise BadConfiguration(f"{name} is {values[name]!r}; give a whole number from {low} to {high}.") from None
+
+
+def _number(values: Mapping[str, str], name: str, default: float, low: float, high: float, *, whole: bool = False) -> float:
+    text = values.get(name, "")
+    kind = "whole number" if whole else "number"
+    try:
+        number: float = (int(text) if whole else float(text)) if text else default
+    except ValueError:
+        number = low - 1
+    if not low <= number <= high:
+        raise BadConfiguration(f"{name} is {text!r}; give a {kind} from {low:g} to {high:g}.")
+    return number

@@ -1,0 +1,104 @@
+"""Carries ApiRequests to OpenAI and back: deadlines, size limits, and what a broken connection means.
+
+Rule: one call is one request on the wire. Nothing here tries again; whether to is a question of money and
+is answered by the worker. The only file that knows httpx.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import NamedTuple
+
+import httpx
+import trio
+
+from daemon import offline
+from daemon.config import Secret
+from eventlog.values import Account
+from tools.openai_api import ApiRequest, Failure, transport_failure
+
+CONNECT_SECONDS_MAX = 10.0
+WRITE_SECONDS_MAX = 120.0  # up to 16 source images of 50 MB
+READ_SECONDS_MAX = 600.0  # silence while the picture is drawn; 3-5 minutes were measured for large ones
+ATTEMPT_SECONDS_MAX = 900.0
+REPLY_BYTES_MAX = 512 * 1024 * 1024  # ten 4K PNGs in base64 are about 330 MB
+
+
+class RawReply(NamedTuple):
+    """A complete HTTP answer. Header names are lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Courier:
+    def __init__(self, online: httpx.AsyncClient, local: httpx.AsyncClient) -> None:
+        self._online = online
+        self._local = local
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, *, offline_seconds: float) -> AsyncIterator["Courier"]:
+        """`offline_seconds` is how long the stand-in pretends to draw."""
+        timeout = httpx.Timeout(
+            connect=CONNECT_SECONDS_MAX, write=WRITE_SECONDS_MAX, read=READ_SECONDS_MAX, pool=CONNECT_SECONDS_MAX
+        )
+        # No connection is used twice: one that the server closes just as we send looks like a lost answer,
+        # and a lost answer may be a paid picture. A handshake costs nothing beside drawing.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+        async with (
+            httpx.AsyncClient(timeout=timeout, limits=limits, follow_redirects=False) as online,
+            httpx.AsyncClient(timeout=None, transport=_StandIn(offline_seconds)) as local,
+        ):
+            yield cls(online, local)
+
+    async def send(self, request: ApiRequest, account: Account, key: Secret | None, client_request_id: str) -> RawReply | Failure:
+        """One attempt. Failures of the connection come back as values, split by whether money may be spent."""
+        client = self._local if account.backend == "offline" else self._online
+        headers = {**request.headers, "X-Client-Request-Id": client_request_id, "Accept": "application/json"}
+        if key is not None:
+            headers["Authorization"] = f"Bearer {key.reveal()}"
+        if account.organization:
+            headers["OpenAI-Organization"] = account.organization
+        if account.project:
+            headers["OpenAI-Project"] = account.project
+        url = (account.base_url or "http://offline.invalid/v1") + request.path
+        try:
+            with trio.fail_after(ATTEMPT_SECONDS_MAX):
+                async with client.stream(request.method, url, headers=headers, content=request.body) as reply:
+                    body = await _read_bounded(reply)
+                    return RawReply(reply.status_code, {k.lower(): v for k, v in reply.headers.items()}, body)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.InvalidURL) as exc:
+            return transport_failure("not_sent", str(exc) or type(exc).__name__)
+        except (httpx.HTTPError, httpx.StreamError, trio.TooSlowError, _TooLong) as exc:
+            return transport_failure("outcome_unknown", str(exc) or type(exc).__name__)
+
+
+class _TooLong(Exception):
+    def __init__(self) -> None:
+        super().__init__(f"the answer is longer than {REPLY_BYTES_MAX} bytes")
+
+
+async def _read_bounded(reply: httpx.Response) -> bytes:
+    pieces: list[bytes] = []
+    size = 0
+    async for piece in reply.aiter_bytes():
+        size += len(piece)
+        if size > REPLY_BYTES_MAX:
+            raise _TooLong
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+class _StandIn(httpx.AsyncBaseTransport):
+    """The offline stand-in, wired where the network would be, so that everything above is the real code."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        body = await request.aread()
+        await trio.sleep(self._seconds)
+        answer = await trio.to_thread.run_sync(partial(offline.answer, request.method, request.url.path, body))
+        return httpx.Response(answer.status, headers=dict(answer.headers), content=answer.body, request=request)

@@ -1,0 +1,192 @@
+"""The rules, pure: each function returns a decision, which looks at the views and says what happens next.
+
+Rule: no clock, no chance, no disk in here; ids and texts come from outside. `NOTHING` means that there is
+nothing to say, `Refused` means no. Where a job has moved on since the caller looked, the decision looks again.
+"""
+
+from collections.abc import Callable, Mapping
+
+from daemon.errors import Refused
+from daemon.ledger import NOTHING, Decision, Facts, Views
+from eventlog.events import (
+    AttemptFailed,
+    AttemptStarted,
+    DaemonStarted,
+    DaemonStopped,
+    Event,
+    JobCancelled,
+    JobCancelRequested,
+    JobCompleted,
+    JobFailed,
+    JobInterrupted,
+    JobRequested,
+    JobStarted,
+    ReplyReceived,
+    RequestReceived,
+)
+from eventlog.jobs import Job, JobBoard, Stage
+from eventlog.values import Account, Billed, JobId, JobState, Words
+
+PENDING_JOBS_MAX = 500  # a runaway agent is stopped here; no person waits for five hundred pictures
+
+OUTCOME_UNKNOWN = (
+    "The connection ended before the answer arrived, so OpenAI may have charged for this picture. "
+    "It is not asked for again by itself: ask again if you still want it, and look at your OpenAI usage page."
+)
+OUTCOME_UNKNOWN_OFFLINE = (
+    "The daemon stopped before the offline picture was drawn. Nothing was charged; ask again if you still want it."
+)
+
+
+def start_daemon(software: str, torn_bytes: int) -> Decision:
+    return lambda views: Facts((DaemonStarted(software=software, torn_bytes=torn_bytes),))
+
+
+def stop_daemon(reason: str) -> Decision:
+    return lambda views: Facts((DaemonStopped(reason=reason),))
+
+
+def receive_request(received: RequestReceived, words: Words) -> Decision:
+    return lambda views: Facts((received,), words)
+
+
+def request_job(received: RequestReceived, requested: JobRequested, words: Words) -> Decision:
+    """The request and the job it orders are one decision."""
+
+    def decide(views: Views) -> Facts:
+        if views.log_full:
+            raise Refused(
+                "The disk that holds the event log is full, so no new picture is started. Free some space and ask again.",
+                code="no_space",
+            )
+        if sum(job.state is JobState.PENDING for job in views.board) >= PENDING_JOBS_MAX:
+            raise Refused(
+                f"{PENDING_JOBS_MAX} pictures are already waiting to be drawn; wait for some of them or cancel them.",
+                code="too_many_jobs",
+            )
+        return Facts((received, requested), words)
+
+    return decide
+
+
+def plan(board: JobBoard, running_max: Callable[[Account], int]) -> tuple[JobId, ...]:
+    """The pending jobs that may start now, oldest first. `running_max` is 0 for an account without a key."""
+    running: dict[Account, int] = {}
+    for job in board:
+        if job.state is JobState.RUNNING:
+            running[job.account] = running.get(job.account, 0) + 1
+    startable = []
+    for job in board:
+        if job.state is JobState.PENDING and running.get(job.account, 0) < running_max(job.account):
+            running[job.account] = running.get(job.account, 0) + 1
+            startable.append(job.id)
+    return tuple(startable)
+
+
+def start_job(job_id: JobId) -> Decision:
+    """Nothing if it was cancelled meanwhile."""
+    return _if_stage(job_id, {Stage.REQUESTED: lambda job: Facts((JobStarted(job=job.id),))})
+
+
+def start_attempt(started: AttemptStarted) -> Decision:
+    def decide(views: Views) -> Facts:
+        job = _live(views, started.job)
+        if job.cancel_requested:
+            return NOTHING
+        return Facts((started,))
+
+    return decide
+
+
+def fail_attempt(failed: AttemptFailed, message: str, *, final: bool) -> Decision:
+    """The end of an attempt and, if it was the last, of its job, in one commit."""
+
+    def decide(views: Views) -> Facts:
+        events: tuple[Event, ...] = (failed,)
+        if failed.billed == "unknown":
+            events += (JobInterrupted(job=failed.job, code=failed.code),)
+        elif final:
+            events += (JobFailed(job=failed.job, code=failed.code, billed=failed.billed),)
+        return Facts(events, Words(salt="", message=message))
+
+    return decide
+
+
+def receive_reply(reply: ReplyReceived) -> Decision:
+    return lambda views: Facts((reply,))
+
+
+def complete_job(completed: JobCompleted, paths: tuple[str, ...]) -> Decision:
+    return lambda views: Facts((completed,), Words(salt="", paths=paths))
+
+
+def fail_job(job_id: JobId, code: str, billed: Billed, message: str) -> Decision:
+    return lambda views: Facts((JobFailed(job=job_id, code=code, billed=billed),), Words(salt="", message=message))
+
+
+def cancel_job(job_id: JobId) -> Decision:
+    """A pending job is cancelled at once and costs nothing; a running one is asked to stop."""
+
+    def decide(views: Views) -> Facts:
+        match views.board.get(job_id):
+            case None:
+                raise Refused(f"There is no job {job_id} that could be cancelled.", code="no_such_job", argument="job_id")
+            case Job(state=JobState.PENDING):
+                return Facts((JobCancelled(job=job_id),))
+            case Job(state=JobState.RUNNING, cancel_requested=already):
+                return NOTHING if already else Facts((JobCancelRequested(job=job_id),))
+            case Job(state=state):
+                raise Refused(f"Job {job_id} has already {_ENDED[state]}.", code="already_over", argument="job_id")
+
+    return decide
+
+
+_ENDED = {
+    JobState.COMPLETED: "completed",
+    JobState.FAILED: "failed",
+    JobState.CANCELLED: "been cancelled",
+    JobState.INTERRUPTED: "been interrupted",
+}
+
+
+def leave_job(job_id: JobId) -> Decision:
+    """What a worker says on its way out, however it got there.
+
+    Nothing if the job is over, or if it can simply go on at the next start. An attempt that is left open may
+    have been billed: cancelled if somebody wished it, otherwise interrupted.
+    """
+
+    def between_attempts(job: Job) -> Facts:
+        return Facts((JobCancelled(job=job.id, billed=job.billed),)) if job.cancel_requested else NOTHING
+
+    def inside_attempt(job: Job) -> Facts:
+        offline = job.account.backend == "offline"
+        if job.cancel_requested:
+            return Facts((JobCancelled(job=job.id, billed="no" if offline else "unknown"),))
+        message = OUTCOME_UNKNOWN_OFFLINE if offline else OUTCOME_UNKNOWN
+        return Facts((JobInterrupted(job=job.id),), Words(salt="", message=message))
+
+    return _if_stage(job_id, {Stage.STARTED: between_attempts, Stage.ATTEMPTING: inside_attempt})
+
+
+def recover(job_id: JobId, spooled: ReplyReceived | None) -> Decision:
+    """Put a job right that was inside an attempt when the daemon died: its reply was kept, or nobody knows."""
+    if spooled is None:
+        return leave_job(job_id)
+    return _if_stage(job_id, {Stage.ATTEMPTING: lambda job: Facts((spooled,))})
+
+
+def _live(views: Views, job_id: JobId) -> Job:
+    job = views.board.get(job_id)
+    if job is None:
+        raise AssertionError(f"job {job_id} left the board while somebody worked on it")
+    return job
+
+
+def _if_stage(job_id: JobId, by_stage: Mapping[Stage, Callable[[Job], Facts]]) -> Decision:
+    def decide(views: Views) -> Facts:
+        job = views.board.get(job_id)
+        say = by_stage.get(job.stage) if job else None
+        return say(job) if job and say else NOTHING
+
+    return decide

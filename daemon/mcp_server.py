@@ -1,0 +1,317 @@
+"""The MCP skin over the operations: one session per socket connection, both protocol eras. The only file that knows mcp.
+
+Rule: this file translates. What a tool does stands in `operations`; which era a client speaks is decided by
+its first request that is not a `server/discover` probe, because real clients probe and then fall back.
+"""
+
+import base64
+import logging
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import anyio
+import msgspec
+import trio
+from anyio.streams.memory import MemoryObjectSendStream
+from mcp.server.caching import CacheHint
+from mcp.server.connection import Connection
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel import Server
+from mcp.server.runner import modern_error_data, serve_dual_era_loop, serve_one
+from mcp.shared.dispatcher import CallOptions
+from mcp.shared.exceptions import MCPError, NoBackChannelError
+from mcp.shared.inbound import InboundLadderRejection, classify_inbound_request
+from mcp.shared.message import MessageMetadata, ServerMessageMetadata, SessionMessage
+from mcp.shared.transport_context import TransportContext
+from mcp_types import (
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    INVALID_REQUEST,
+    Annotations,
+    CallToolRequestParams,
+    CallToolResult,
+    ContentBlock,
+    ImageContent,
+    JSONRPCError,
+    JSONRPCRequest,
+    JSONRPCResponse,
+    ListToolsResult,
+    PaginatedRequestParams,
+    RequestId,
+    TextContent,
+    Tool,
+    ToolAnnotations,
+    jsonrpc_message_adapter,
+)
+from pydantic import ValidationError
+
+from daemon import operations, texts
+from daemon.arguments import schema
+from daemon.house import House
+from daemon.lines import LineReader, Reject
+from daemon.operations import OPERATIONS, Operation, Refusal
+from daemon.results import Answer
+from daemon.session import Caller, Session, client_named
+from daemon.version import VERSION
+from eventlog.errors import EventLogError
+
+LINE_BYTES_MAX = 64 * 1024 * 1024  # one inline source image of 48 MB in base64
+REQUESTS_OPEN_MAX = 64  # per connection; a client that never reads its answers stops here
+READ_BYTES = 64 * 1024
+WRITE_SECONDS_MAX = 300.0  # a client that takes nothing for this long is gone
+LAST_ANSWERS_SECONDS_MAX = 1.5  # after the client closed its side; clients wait 2 s before they kill
+TOO_MANY_REQUESTS = 1429  # outside the range that JSON-RPC and MCP keep for themselves
+TOOLS_FRESH_MS = 3_600_000
+
+INSTRUCTIONS = (
+    "Draws pictures with OpenAI's image API and keeps an exact record of each. Drawing costs the user money; history and "
+    "job tools are free. A drawing call that takes long answers with a job id: ask get_job_result later instead of drawing "
+    "again. Answers name the absolute path of every file; show it to the user."
+)
+
+logger = logging.getLogger(__name__)
+
+_Outgoing = SessionMessage | bytes
+
+
+async def serve(stream: trio.SocketStream, received: bytes, session: Session, house: House) -> None:
+    """One client, until it leaves. `received` is what came behind the first line. Jobs it started go on."""
+    connection = _Wire(stream, session)
+    to_server, from_client = anyio.create_memory_object_stream[SessionMessage | Exception](0)
+    to_client, outgoing = anyio.create_memory_object_stream[_Outgoing](0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connection.write, outgoing, nursery.cancel_scope)
+        nursery.start_soon(connection.read, received, to_server, to_client.clone(), house)
+        await serve_dual_era_loop(_server(), from_client, to_client, lifespan_state=house)
+
+
+class _Wire:
+    """Lines on a socket, and which requests are open on it."""
+
+    def __init__(self, stream: trio.SocketStream, session: Session) -> None:
+        self._stream = stream
+        self._session = session
+        self._open: set[RequestId] = set()
+        self._idle = trio.Event()
+        self._era_is_decided = False
+
+    async def read(
+        self,
+        received: bytes,
+        to_server: MemoryObjectSendStream[SessionMessage | Exception],
+        to_client: MemoryObjectSendStream[_Outgoing],
+        house: House,
+    ) -> None:
+        lines = LineReader(LINE_BYTES_MAX)
+        async with to_server, to_client:
+            data = received or await self._receive()
+            while data:
+                for line in lines.feed(data):
+                    await self._take(line, to_server, to_client, house)
+                data = await self._receive()
+            for line in lines.finish():
+                await self._take(line, to_server, to_client, house)
+            with trio.move_on_after(LAST_ANSWERS_SECONDS_MAX):
+                while self._open:
+                    await self._idle.wait()
+
+    async def _receive(self) -> bytes:
+        try:
+            return bytes(await self._stream.receive_some(READ_BYTES))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return b""
+
+    async def _take(
+        self,
+        line: bytes | Reject,
+        to_server: MemoryObjectSendStream[SessionMessage | Exception],
+        to_client: MemoryObjectSendStream[_Outgoing],
+        house: House,
+    ) -> None:
+        if isinstance(line, Reject):
+            await to_client.send(line.reply)
+            return
+        try:
+            message = jsonrpc_message_adapter.validate_json(line, by_name=False)
+        except ValidationError:
+            # The line reader lets only requests, notifications and answers through; what pydantic still
+            # refuses is a detail such as a fractional id.
+            await to_client.send(_error(None, INVALID_REQUEST, "This is JSON, but not a JSON-RPC message."))
+            return
+        if not isinstance(message, JSONRPCRequest):
+            await to_server.send(SessionMessage(message, metadata=ServerMessageMetadata(request_context=self._session)))
+            return
+        if message.id in self._open:
+            await to_client.send(_error(message.id, INVALID_REQUEST, f"A request with id {message.id!r} is still open."))
+            return
+        if len(self._open) >= REQUESTS_OPEN_MAX:
+            await to_client.send(
+                _error(message.id, TOO_MANY_REQUESTS, f"{REQUESTS_OPEN_MAX} requests are open; wait for some answers.")
+            )
+            return
+        if message.method == "server/discover" and not self._era_is_decided:
+            await to_client.send(await _discover(message, house))
+            return
+        self._era_is_decided = True
+        self._open.add(message.id)
+
+        async def unanswered() -> None:
+            self._close(message.id)
+
+        metadata = ServerMessageMetadata(request_context=self._session, on_request_unanswered=unanswered)
+        await to_server.send(SessionMessage(message, metadata=metadata))
+
+    async def write(self, outgoing: Any, everything: trio.CancelScope) -> None:
+        try:
+            async for item in outgoing:
+                if isinstance(item, SessionMessage):
+                    message = item.message
+                    data = message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n"
+                    if isinstance(message, JSONRPCResponse | JSONRPCError) and message.id is not None:
+                        self._close(message.id)
+                else:
+                    data = item
+                with trio.fail_after(WRITE_SECONDS_MAX):
+                    await self._stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+            everything.cancel()  # the client takes nothing more; there is nobody to answer
+
+    def _close(self, request_id: RequestId) -> None:
+        self._open.discard(request_id)
+        self._idle.set()
+        self._idle = trio.Event()
+
+
+def _error(request_id: RequestId | None, code: int, message: str) -> bytes:
+    error = {"jsonrpc": "2.0", "id": request_id, "error": {"code": code, "message": message}}
+    return msgspec.json.encode(error) + b"\n"
+
+
+class _ProbeContext:
+    """The dispatch context of a probe: it is answered and leaves nothing behind."""
+
+    transport = TransportContext(kind="unix-socket", can_send_request=False)
+    can_send_request = False
+
+    def __init__(self, request_id: RequestId) -> None:
+        self.request_id: RequestId | None = request_id
+        self.message_metadata: MessageMetadata = None
+        self.cancel_requested = anyio.Event()
+
+    async def send_raw_request(
+        self, method: str, params: Mapping[str, Any] | None, opts: CallOptions | None = None
+    ) -> dict[str, Any]:
+        raise NoBackChannelError(method)
+
+    async def notify(self, method: str, params: Mapping[str, Any] | None, opts: CallOptions | None = None) -> None:
+        """Nobody is told anything during a probe."""
+
+    async def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
+        """A probe has no progress."""
+
+
+async def _discover(request: JSONRPCRequest, house: House) -> SessionMessage:
+    """Answer a probe without deciding the connection's era: the SDK would refuse a later `initialize`."""
+    try:
+        route = classify_inbound_request({"method": request.method, "params": request.params})
+        if isinstance(route, InboundLadderRejection):
+            raise MCPError(code=route.code, message=route.message, data=route.data)
+        result = await serve_one(
+            _server(),
+            _ProbeContext(request.id),
+            request.method,
+            request.params,
+            connection=Connection.from_envelope(route.protocol_version, route.client_info, route.client_capabilities),
+            lifespan_state=house,
+        )
+    except (MCPError, ValidationError) as exc:
+        return SessionMessage(JSONRPCError(jsonrpc="2.0", id=request.id, error=modern_error_data(exc)))
+    return SessionMessage(JSONRPCResponse(jsonrpc="2.0", id=request.id, result=result))
+
+
+@cache
+def _server() -> "Server[House]":
+    server: Server[House] = Server(
+        "imaged",
+        version=VERSION,
+        title="imaged",
+        instructions=INSTRUCTIONS,
+        cache_hints={"tools/list": CacheHint(ttl_ms=TOOLS_FRESH_MS, scope="public")},
+        on_list_tools=_list_tools,
+        on_call_tool=_call_tool,
+    )
+    server.middleware.clear()  # OpenTelemetry spans that nobody collects
+    return server
+
+
+@cache
+def tools() -> tuple[Tool, ...]:
+    """The same for every client, connection and day."""
+    return tuple(_tool(operation) for operation in OPERATIONS.values() if not operation.for_people)
+
+
+def _tool(operation: Operation) -> Tool:
+    return Tool(
+        name=operation.name,
+        title=operation.title,
+        description=operation.description,
+        input_schema=schema(operation.arguments),
+        output_schema=schema(operation.result),
+        annotations=ToolAnnotations(
+            title=operation.title,
+            read_only_hint=operation.read_only,
+            destructive_hint=operation.destructive,
+            idempotent_hint=operation.idempotent,
+            open_world_hint=operation.draw is not None,
+        ),
+    )
+
+
+async def _list_tools(ctx: "ServerRequestContext[House]", params: PaginatedRequestParams | None) -> ListToolsResult:
+    return ListToolsResult(tools=list(tools()))
+
+
+async def _call_tool(ctx: "ServerRequestContext[House]", params: CallToolRequestParams) -> CallToolResult:
+    session = ctx.request
+    assert isinstance(session, Session)
+    operation = OPERATIONS.get(params.name)
+    if operation is None or operation.for_people:
+        known = ", ".join(tool.name for tool in tools())
+        raise MCPError(code=INVALID_PARAMS, message=f"There is no tool {params.name[:64]!r}; there are {known}.")
+    introduced = ctx.session.client_params
+    client = client_named("unknown", "")
+    if introduced is not None:
+        client = client_named(introduced.client_info.name, introduced.client_info.version)
+
+    async def progress(seconds: float, message: str) -> None:
+        await ctx.session.report_progress(seconds, None, message)
+
+    try:
+        answer = await operations.answer(
+            ctx.lifespan_context, Caller(session, client, progress), params.name, params.arguments or {}
+        )
+    except EventLogError as exc:
+        raise MCPError(code=INTERNAL_ERROR, message="imaged is stopping: its event log cannot be written.") from exc
+    return _refused(answer) if isinstance(answer, Refusal) else _answered(answer)
+
+
+def _refused(refusal: Refusal) -> CallToolResult:
+    return CallToolResult(
+        content=[TextContent(text=refusal.message)],
+        structured_content={"error": msgspec.to_builtins(refusal)},
+        is_error=True,
+    )
+
+
+def _answered(answer: Answer) -> CallToolResult:
+    content: list[ContentBlock] = [TextContent(text=texts.text(answer.result))]
+    content += [
+        ImageContent(
+            data=base64.b64encode(attachment.data).decode("ascii"),
+            mime_type=attachment.mime_type,
+            annotations=Annotations(audience=["user", "assistant"], priority=0.8),
+        )
+        for attachment in answer.attachments
+    ]
+    return CallToolResult(content=content, structured_content=msgspec.to_builtins(answer.result), is_error=answer.failed)

@@ -1,0 +1,198 @@
+"""The whole daemon, top to bottom: read this first.
+
+Start-up is nesting, and shutdown is the same read backwards:
+
+    lock ─ socket listens ─ index ─ log recovered ─ writer ─ interrupted work put right
+         └─ workers ─ scheduler ─ doors open … doors close ─ workers end ─ last fact ─ log closed
+
+A client may connect from the second step on; it is served once everything behind the doors is true.
+"""
+
+import gc
+import logging
+import os
+import resource
+import secrets
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from datetime import UTC, datetime
+from functools import partial
+from typing import TypeVar
+
+import msgspec
+import trio
+
+from daemon import decisions, doors, scheduler
+from daemon.config import Places
+from daemon.courier import Courier
+from daemon.errors import AlreadyRunning
+from daemon.house import House
+from daemon.keyring import Keyring
+from daemon.ledger import Ledger, RunBlocking
+from daemon.version import VERSION
+from daemon.worker import Worker
+from eventlog.errors import LogLocked
+from eventlog.events import ReplyReceived
+from eventlog.history import History
+from eventlog.index import Index
+from eventlog.jobs import JobBoard, Stage
+from eventlog.log import EventLog, Recovery
+from eventlog.segments import MarkNotThere
+from eventlog.values import JobState
+from tools.files import Store
+
+SHUTDOWN_SECONDS_MAX = 30.0  # for running jobs to end by themselves; most pictures take less
+IDLE_LOOK_SECONDS = 1.0
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+async def serve(places: Places, *, exit_when_idle: bool, idle_exit_seconds: float, offline_seconds: float) -> None:
+    """Runs the daemon until it is told to stop, or has been idle for long enough.
+
+    Raises:
+        AlreadyRunning: another daemon serves this home.
+        EventLogError: the log cannot be read, or a write failed; the sentence says what to do.
+    """
+    os.umask(0o077)  # nothing of ours is anybody else's
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold keys
+    log = EventLog(places.events, software=VERSION)
+    try:
+        log.lock()
+    except LogLocked as exc:
+        raise AlreadyRunning(str(exc)) from exc
+    with closing(log):
+        listener = doors.listen(places.run)
+        async with _house(places, log, idle_exit_seconds) as (house, recovery), listener:
+            await house.ledger.record(decisions.start_daemon(VERSION, recovery.torn_bytes))
+            await _put_right(house)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_listen_to_signals, house)
+                async with Courier.open(offline_seconds=offline_seconds) as courier:
+                    await _work(house, courier, listener, exit_when_idle=exit_when_idle)
+                nursery.cancel_scope.cancel()
+            await house.ledger.record(decisions.stop_daemon(house.ending.reason))
+            logger.info("stopped", extra={"reason": house.ending.reason})
+
+
+@asynccontextmanager
+async def _house(places: Places, log: EventLog, idle_exit_seconds: float) -> AsyncIterator[tuple[House, Recovery]]:
+    index = Index.open(places.index)
+    try:
+        recovery = log.recover(index.mark, index.fold)
+    except MarkNotThere as exc:
+        logger.warning("the index does not belong to this log and is made anew", extra={"why": str(exc)})
+        index.discard()
+        index = Index.open(places.index)
+        recovery = log.recover(None, index.fold)
+    with closing(index), closing(History(places.index)) as history:
+        ledger = Ledger(log, index, now=_now, salt=_salt, run_blocking=_one_at_a_time())
+        async with ledger.writing():
+            house = House(
+                places=places,
+                log=log,
+                index=index,
+                ledger=ledger,
+                history=history,
+                store=Store.open(places.store),
+                keyring=Keyring(),
+                now=_now,
+                started_at=_now(),
+                idle_exit_seconds=idle_exit_seconds,
+            )
+            yield house, recovery
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _salt() -> str:
+    return secrets.token_hex(16)
+
+
+def _one_at_a_time() -> RunBlocking:
+    """The log's own thread: in the shared limiter it would wait behind picture files."""
+    limiter = trio.CapacityLimiter(1)
+
+    async def run_blocking(function: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(function, limiter=limiter)
+
+    return run_blocking
+
+
+async def _put_right(house: House) -> None:
+    """Attempts that were open when the last daemon died: a reply that was spooled is finished, others are unknown."""
+    for job in tuple(house.ledger.board):
+        if job.stage is Stage.ATTEMPTING:
+            kept = house.store.spooled(job.client_request_id)
+            reply = msgspec.json.decode(kept, type=ReplyReceived) if kept is not None else None
+            await house.ledger.record(decisions.recover(job.id, reply))
+            logger.info("put right after a crash", extra={"job": job.id, "reply_kept": reply is not None})
+
+
+async def _work(house: House, courier: Courier, listener: trio.SocketListener, *, exit_when_idle: bool) -> None:
+    worker = Worker(house.ledger, courier, house.keyring, house.store)
+    async with trio.open_nursery() as workers:
+        async with trio.open_nursery() as open_doors:
+            open_doors.start_soon(scheduler.run, house.ledger, house.keyring, worker, workers)
+            open_doors.start_soon(_serve_clients, house, listener)
+            if exit_when_idle:
+                open_doors.start_soon(_leave_when_idle, house)
+            logger.info("ready", extra={"home": str(house.places.home), "position": house.ledger.position})
+            await house.ending.wait()
+            open_doors.cancel_scope.cancel()
+        with trio.move_on_after(SHUTDOWN_SECONDS_MAX):
+            await _wait_until_none_runs(house)
+        workers.cancel_scope.cancel()
+
+
+async def _serve_clients(house: House, listener: trio.SocketListener) -> None:
+    gc.disable()  # the imports below make a hundred thousand objects that live for ever
+    from daemon import mcp_server
+
+    mcp_server.tools()
+    gc.enable()
+    gc.freeze()
+    await trio.serve_listeners(partial(doors.welcome, house=house), [listener])
+
+
+async def _leave_when_idle(house: House) -> None:
+    """Nobody connected and nothing to do for long enough. Jobs that wait for a key do not keep a daemon alive."""
+    quiet_since = trio.current_time()
+    while True:
+        busy = house.sessions > 0 or _has_work(house.ledger.board, house.keyring)
+        if busy:
+            quiet_since = trio.current_time()
+        elif trio.current_time() - quiet_since >= house.idle_exit_seconds:
+            house.ending.want(f"idle for {house.idle_exit_seconds:g} s")
+            return
+        await trio.sleep(IDLE_LOOK_SECONDS)
+
+
+def _has_work(board: JobBoard, keyring: Keyring) -> bool:
+    return any(not job.state.is_over and keyring.can_draw(job.account) for job in board)
+
+
+async def _wait_until_none_runs(house: House) -> None:
+    while True:
+        seen = house.ledger.position
+        running = [job for job in house.ledger.board if job.state is JobState.RUNNING]
+        if not any(house.keyring.can_draw(job.account) for job in running):
+            return
+        await house.ledger.wait_beyond(seen)
+
+
+async def _listen_to_signals(house: House) -> None:
+    """The first signal asks, the second insists: what is unfinished is then found at the next start."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+        asked = False
+        async for number in received:
+            name = signal.Signals(number).name
+            if asked:
+                logger.warning("leaving at once", extra={"signal": name})
+                os._exit(128 + number)
+            asked = True
+            house.ending.want(name)

@@ -1,0 +1,224 @@
+"""The life of one running job. Every way out leaves a fact.
+
+The order that keeps pictures and money safe:
+`AttemptStarted` durable → request → the reply's pictures durable in the store → the reply's figures durable
+in the spool → `ReplyReceived` → files in their place → `JobCompleted`. A crash between any two of these is
+put right at the next start from what the earlier one left behind.
+"""
+
+import random
+from datetime import UTC
+from functools import partial
+
+import msgspec
+import trio
+
+from daemon import decisions
+from daemon.courier import Courier, RawReply
+from daemon.keyring import Keyring
+from daemon.ledger import Decision, Ledger
+from eventlog.events import AttemptFailed, AttemptStarted, JobCompleted, ReplyReceived
+from eventlog.jobs import Job, Stage
+from eventlog.values import Cost, ImageFile, JobId, Picture, digest
+from tools import metadata, openai_api, pricing
+from tools.errors import FileFailed, Refused
+from tools.files import OutputRoot, Store
+from tools.openai_api import Failure, Reply
+
+JOB_SECONDS_MAX = 1800.0  # from the worker's start; three full attempts at the slowest sizes measured
+RECORD_SECONDS_MAX = 20.0  # the last fact of a job; a healthy disk needs milliseconds
+BACK_OFF_SECONDS_MAX = 60.0
+ATTEMPTS_MAX = {"rate_limited": 8, "not_sent": 4, "server_error": 3}
+"""By what went wrong, all attempts of the job counted. Anything else is not tried again."""
+
+
+class Worker:
+    """Draws one job at a time per call of `run`; many run at once."""
+
+    def __init__(self, ledger: Ledger, courier: Courier, keyring: Keyring, store: Store) -> None:
+        self._ledger = ledger
+        self._courier = courier
+        self._keyring = keyring
+        self._store = store
+
+    async def run(self, job_id: JobId) -> None:
+        """Returns when the job is over, or when it is cancelled from outside and has said so."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._stop_when_unwanted, job_id, nursery.cancel_scope)
+                await self._draw(job_id)
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.fail_after(RECORD_SECONDS_MAX, shield=True):
+                await self._ledger.record(decisions.leave_job(job_id))
+
+    async def _stop_when_unwanted(self, job_id: JobId, drawing: trio.CancelScope) -> None:
+        while True:
+            seen = self._ledger.position
+            job = self._ledger.board.get(job_id)
+            if job is not None and job.cancel_requested:
+                drawing.cancel()
+                return
+            await self._ledger.wait_beyond(seen)
+
+    async def _draw(self, job_id: JobId) -> None:
+        give_up_at = trio.current_time() + JOB_SECONDS_MAX
+        resumed = True
+        while (job := self._ledger.board.get(job_id)) is not None:
+            match job.stage:
+                case Stage.STARTED:
+                    await self._attempt(job, give_up_at)
+                case Stage.REPLIED:
+                    await self._finish(job, resumed=resumed)
+                case _:
+                    return
+            resumed = False
+
+    async def _attempt(self, job: Job, give_up_at: float) -> None:
+        while not self._keyring.can_draw(job.account):  # after a restart, until a session brings the key again
+            await self._ledger.wait_beyond(self._ledger.position)
+        attempt = job.attempts + 1
+        request = openai_api.build(job.request, job.prompt or "")
+        started = AttemptStarted(
+            job=job.id,
+            attempt=attempt,
+            client_request_id=f"imaged-{job.id}-{attempt}",
+            body_sha256=digest(request.body),
+        )
+        if not await self._ledger.record(decisions.start_attempt(started)):
+            await trio.sleep_forever()  # unwanted meanwhile; `_stop_when_unwanted` ends us
+        key = self._keyring.key(job.account)
+        outcome = await self._courier.send(request, job.account, key, started.client_request_id)
+        # Shielded: the answer is here and may be paid for, so no stop reaches us before it is on disk.
+        # Bounded by decoding one answer of bounded size and writing it.
+        with trio.CancelScope(shield=True):
+            answer = await self._understand(job, outcome)
+            if isinstance(answer, Reply):
+                reply = await trio.to_thread.run_sync(partial(self._keep, job, started, answer))
+                await self._ledger.record(decisions.receive_reply(reply))
+                return
+            wait = _seconds_until_next(answer, attempt)
+            final = wait is None or trio.current_time() + wait > give_up_at
+            await self._ledger.record(await self._failed(job, attempt, answer, final=final))
+        if wait is not None and not final:
+            await trio.sleep(wait)
+
+    async def _understand(self, job: Job, outcome: RawReply | Failure) -> Reply | Failure:
+        if isinstance(outcome, Failure):
+            return outcome
+        read = partial(openai_api.read, job.request, outcome.status, outcome.headers, outcome.body)
+        return await trio.to_thread.run_sync(read)
+
+    def _keep(self, job: Job, started: AttemptStarted, reply: Reply) -> ReplyReceived:
+        """Blocking. Pictures first, then the figures: the spool never names a picture that is not durable."""
+        pictures = []
+        for image in reply.images:
+            blob = self._store.put(image.data)
+            pictures.append(
+                Picture(
+                    sha256=blob.sha256,
+                    size_bytes=blob.size_bytes,
+                    width=image.width,
+                    height=image.height,
+                    format=image.format,
+                )
+            )
+        received = ReplyReceived(
+            job=job.id,
+            attempt=started.attempt,
+            pictures=tuple(pictures),
+            cost=pricing.cost(job.request.model, reply.usage, backend=job.account.backend),
+            usage=reply.usage,
+            rendered=reply.rendered,
+            request_id=reply.request_id,
+        )
+        self._store.spool(started.client_request_id, msgspec.json.encode(received))
+        return received
+
+    async def _failed(self, job: Job, attempt: int, failure: Failure, *, final: bool) -> Decision:
+        kept = None
+        if failure.kept:
+            kept = await trio.to_thread.run_sync(partial(self._store.put, failure.kept))
+        failed = AttemptFailed(
+            job=job.id,
+            attempt=attempt,
+            code=failure.code,
+            billed="no" if job.account.backend == "offline" else failure.billed,
+            status=failure.status,
+            request_id=failure.request_id,
+            kept=kept,
+            usage=failure.usage,
+            cost=_cost_of_useless(job, failure),
+        )
+        return decisions.fail_attempt(failed, failure.message, final=final)
+
+    async def _finish(self, job: Job, *, resumed: bool) -> None:
+        # Shielded: the picture is paid for. Bounded by writing and syncing at most ten files.
+        with trio.CancelScope(shield=True):
+            try:
+                images, paths = await trio.to_thread.run_sync(partial(self._place, job, resumed))
+            except (Refused, FileFailed) as exc:
+                kept = ", ".join(str(self._store.path(picture.sha256)) for picture in job.pictures)
+                sentence = f"The picture was drawn and is safe, but could not be put in its place: {exc} It is kept as {kept}."
+                await self._ledger.record(decisions.fail_job(job.id, "not_saved", "yes", sentence))
+            else:
+                await self._ledger.record(decisions.complete_job(JobCompleted(job=job.id, images=images), paths))
+            await trio.to_thread.run_sync(partial(self._store.unspool, job.client_request_id))
+
+    def _place(self, job: Job, resumed: bool) -> tuple[tuple[ImageFile, ...], tuple[str, ...]]:
+        """Blocking. With `resumed` a file that an earlier life put there is found again instead of made twice."""
+        images: list[ImageFile] = []
+        paths: list[str] = []
+        with OutputRoot.open(job.output_dir or "", any_path=job.any_path) as root:
+            for number, picture in enumerate(job.pictures, start=1):
+                data = metadata.embed(self._store.get(picture.sha256), _provenance(job, picture), job.embedding)
+                name = root.parse(job.output_path or "", output_format=picture.format)
+                path = root.place(
+                    name.numbered(number) if len(job.pictures) > 1 else name,
+                    data,
+                    adopt=resumed and job.embedding != "off",  # only then the bytes name this very job
+                )
+                paths.append(str(path))
+                images.append(
+                    ImageFile(
+                        sha256=digest(data),
+                        size_bytes=len(data),
+                        width=picture.width,
+                        height=picture.height,
+                        format=picture.format,
+                        original=picture.sha256,
+                    )
+                )
+        return tuple(images), tuple(paths)
+
+
+def _cost_of_useless(job: Job, failure: Failure) -> Cost | None:
+    if failure.billed != "yes":
+        return None
+    return pricing.cost(job.request.model, failure.usage, backend=job.account.backend)
+
+
+def _provenance(job: Job, picture: Picture) -> metadata.Provenance:
+    """The same for the same job, however often it is asked: `created` is when the picture was ordered."""
+    return metadata.Provenance(
+        tool=job.request.tool,
+        prompt=job.prompt or "",
+        model=job.request.model,
+        created=job.requested_at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        size=f"{picture.width}x{picture.height}",
+        quality=job.rendered.quality or job.request.quality,
+        format=picture.format,
+        history_uuid=job.id,
+        offline=job.account.backend == "offline",
+        parameters=job.request,
+    )
+
+
+def _seconds_until_next(failure: Failure, attempt: int) -> float | None:
+    """None if it is not tried again: only what was surely not billed is, and only so often."""
+    if failure.retry == "never" or failure.billed != "no" or attempt >= ATTEMPTS_MAX.get(failure.code, 1):
+        return None
+    if failure.retry_after_seconds is not None:
+        return failure.retry_after_seconds
+    ceiling = min(2.0**attempt, BACK_OFF_SECONDS_MAX)
+    return ceiling * random.uniform(0.75, 1.0)

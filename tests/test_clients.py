@@ -1,0 +1,74 @@
+"""The official clients, the bridge and the daemon together."""
+
+import json
+import shutil
+import subprocess
+from functools import partial
+from pathlib import Path
+
+import mcp
+import pytest
+import trio
+from mcp.client.stdio import StdioServerParameters
+
+from tests.program import IMAGED, SECONDS_MAX, environment, running
+
+CLIENTS = Path(__file__).parent / "clients"
+TOOLS = {
+    "generate_image",
+    "list_history",
+    "get_history_by_uuid",
+    "list_jobs",
+    "check_job_status",
+    "get_job_result",
+}
+
+
+async def draw_with_python(home: Path, mode: str) -> None:
+    server = StdioServerParameters(command=IMAGED[0], args=[*IMAGED[1:], "mcp"], env=environment(home), cwd="/")
+    with trio.fail_after(SECONDS_MAX):
+        async with mcp.Client(server, mode=mode) as client:  # type: ignore[arg-type]
+            listed = await client.list_tools()
+            assert {tool.name for tool in listed.tools} == TOOLS
+            result = await client.call_tool("generate_image", {"prompt": "A blue boat", "output_path": "boat.png"})
+            assert not result.is_error
+            (image,) = result.structured_content["images"]
+            assert Path(image["path"]).read_bytes().startswith(b"\x89PNG")
+            assert "boat.png" in result.content[0].text  # type: ignore[union-attr]
+            found = await client.call_tool("list_history", {"query": "BLUE"})
+            assert found.structured_content["total"] == 1
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy", "2026-07-28"])
+def test_the_official_python_client_lists_tools_and_draws(mode: str, tmp_path: Path) -> None:
+    with running(tmp_path):
+        trio.run(partial(draw_with_python, tmp_path, mode))
+
+
+@pytest.fixture(scope="session")
+def typescript_client(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The TypeScript SDK from npm, installed for this run."""
+    place = tmp_path_factory.mktemp("typescript")
+    for name in ("package.json", "draw.mjs"):
+        shutil.copy(CLIENTS / name, place / name)
+    command = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--loglevel=error"]
+    subprocess.run(command, cwd=place, check=True, timeout=180)
+    return place / "draw.mjs"
+
+
+def test_the_official_typescript_client_lists_tools_and_draws(typescript_client: Path, tmp_path: Path) -> None:
+    with running(tmp_path):
+        done = subprocess.run(
+            ["node", str(typescript_client), *IMAGED, "mcp"],
+            env=environment(tmp_path),
+            capture_output=True,
+            timeout=SECONDS_MAX,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr.decode()
+    said = json.loads(done.stdout)
+    assert set(said["tools"]) == TOOLS
+    (image,) = said["result"]["structuredContent"]["images"]
+    assert Path(image["path"]).name == "kite.png"
+    assert Path(image["path"]).read_bytes().startswith(b"\x89PNG")
+    assert said["progress"], "the client asked for progress and got none"

@@ -1,0 +1,334 @@
+"""Files put in their place without ever replacing one, and the store of everything that was paid for.
+
+Rule: a path is taken apart once (`names`); from then on there are only open directories and single names.
+No link below a root is followed, a name is taken atomically or not at all, and nothing is said to be there
+before it is durable. The order with money: `check` before paying, the store before anything else after it.
+"""
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from eventlog.disk import Disk
+from eventlog.values import Blob, Sha256, digest
+from tools.errors import FileFailed, Refused
+from tools.names import OutputName, parse_output
+
+FREE_BYTES_MIN = 64 * 1024 * 1024  # room for the largest reply and its copy
+NUMBERED_MAX = 10_000  # after that a random suffix: probing stays short
+TEMPORARY = ".imaged-"
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_CODES = {
+    errno.ENOSPC: "no_space",
+    errno.EDQUOT: "no_space",
+    errno.EACCES: "not_permitted",
+    errno.EPERM: "not_permitted",
+    errno.EROFS: "not_permitted",
+    errno.ENOENT: "not_there",
+}
+
+
+class OutputRoot:
+    """The directory that a session's pictures go to, held open. Made with its parents if it is missing."""
+
+    def __init__(self, path: Path, descriptor: int, *, any_path: bool) -> None:
+        self._path = path
+        self._descriptor = descriptor
+        self._any_path = any_path
+        self._disk = Disk()
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: str | Path, *, any_path: bool) -> Iterator["OutputRoot"]:
+        """Blocking.
+
+        Raises:
+            FileFailed: it is not there and cannot be made.
+        """
+        path = Path(path)
+        with _translated(path):
+            descriptor = Disk().open_directory(path, create=True)
+        try:
+            yield cls(path, descriptor, any_path=any_path)
+        finally:
+            os.close(descriptor)
+
+    @classmethod
+    def check(cls, path: Path, argument: str, *, any_path: bool, output_format: str, count: int) -> None:
+        """Everything that can be known before money is spent; changes nothing. Blocking.
+
+        Raises:
+            Refused: the name is not possible.
+            FileFailed: the place cannot be written to, or has less than 64 MiB of room.
+        """
+        name = parse_output(argument, path, any_path=any_path, output_format=output_format)
+        start = Path("/") if name.absolute else path
+        folder = _deepest_folder(start, name)
+        if not os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise FileFailed(f"{folder} cannot be written to; change its permissions or the path.", code="not_permitted")
+        descriptor = os.open(folder, _FOLDER)
+        try:
+            free = Disk().free_bytes(descriptor)
+        finally:
+            os.close(descriptor)
+        if free < FREE_BYTES_MIN * count:
+            raise FileFailed(
+                f"The disk of {folder} has {free // 1_000_000} MB left; at least {FREE_BYTES_MIN * count // 1_000_000} MB "
+                "are wanted before a picture is paid for.",
+                code="no_space",
+            )
+
+    def parse(self, argument: str, *, output_format: str) -> OutputName:
+        return parse_output(argument, self._path, any_path=self._any_path, output_format=output_format)
+
+    def place(self, name: OutputName, data: bytes, *, adopt: bool = False) -> Path:
+        """The path of a new durable file with these bytes; a taken name gets a number. Blocking.
+
+        With `adopt` a file of these very bytes under one of the names is taken for it: an earlier life wrote it.
+
+        Raises:
+            Refused: a link or something else stands where a folder should be.
+            FileFailed: the disk said no; nothing is left behind.
+        """
+        where = (Path("/") if name.absolute else self._path).joinpath(*name.folders)
+        with _translated(where), self._folder(name) as folder:
+            temporary = f"{TEMPORARY}{secrets.token_hex(8)}.tmp"
+            self._write(folder, temporary, data)
+            try:
+                taken = self._take(folder, temporary, name, digest(data) if adopt else None)
+            except BaseException:
+                with contextlib.suppress(FileNotFoundError):
+                    self._disk.unlink(folder, temporary)
+                raise
+            self._disk.sync_directory(folder)
+        return where / taken
+
+    def _take(self, folder: int, temporary: str, name: OutputName, adopted: Sha256 | None) -> str:
+        for attempt in range(NUMBERED_MAX):
+            candidate = name.candidate(attempt)
+            try:
+                self._disk.rename_new(folder, temporary, candidate)
+            except FileExistsError:
+                if adopted is not None and _digest_of(self._disk, folder, candidate) == adopted:
+                    self._disk.unlink(folder, temporary)
+                    return candidate
+                continue
+            return candidate
+        candidate = name._replace(stem=f"{name.stem}_{secrets.token_hex(6)}").candidate(0)
+        self._disk.rename_new(folder, temporary, candidate)
+        return candidate
+
+    def _write(self, folder: int, temporary: str, data: bytes) -> None:
+        file = self._disk.open(folder, temporary, create=True)
+        try:
+            self._disk.pwrite(file, data, 0)
+            self._disk.sync(file)
+        except OSError:
+            self._disk.unlink(folder, temporary)
+            raise
+        finally:
+            self._disk.close(file)
+
+    @contextmanager
+    def _folder(self, name: OutputName) -> Iterator[int]:
+        """The folder of `name`, walked to by descriptors and made where it is missing."""
+        follow = name.absolute  # only with OPENAI_IMAGE_ALLOW_ANY_PATH: the user's own links count there
+        folder = os.open("/", _FOLDER) if name.absolute else os.dup(self._descriptor)
+        try:
+            for component in name.folders:
+                inner = self._enter(folder, component, follow=follow)
+                os.close(folder)
+                folder = inner
+            yield folder
+        finally:
+            os.close(folder)
+
+    def _enter(self, folder: int, component: str, *, follow: bool) -> int:
+        try:
+            os.mkdir(component, 0o700, dir_fd=folder)
+            self._disk.sync_directory(folder)
+        except FileExistsError:
+            pass  # the usual case; what stands there is looked at by the open below
+        try:
+            return os.open(component, _FOLDER | (0 if follow else os.O_NOFOLLOW), dir_fd=folder)
+        except OSError as exc:
+            if exc.errno in (errno.ELOOP, errno.ENOTDIR):
+                raise _not_a_folder(component) from exc
+            raise
+
+
+class Store:
+    """Blobs by their digest, and the spool of replies that no fact speaks of yet. Files 0600 below `directory` 0700."""
+
+    def __init__(self, directory: Path, disk: Disk) -> None:
+        self._path = directory
+        self._disk = disk
+
+    @classmethod
+    def open(cls, directory: Path, disk: Disk | None = None) -> "Store":
+        """Blocking; sweeps what a dead process left half written."""
+        store = cls(directory, disk or Disk())
+        for folder in ("", "spool"):
+            descriptor = store._disk.open_directory(directory / folder, create=True)
+            try:
+                for name in store._disk.names(descriptor):
+                    if name.startswith(TEMPORARY):
+                        store._disk.unlink(descriptor, name)
+            finally:
+                store._disk.close(descriptor)
+        return store
+
+    def put(self, data: bytes) -> Blob:
+        """Durable when it returns; the same bytes are kept once. Blocking.
+
+        Raises:
+            FileFailed
+        """
+        sha256 = digest(data)
+        self._keep(self._path / sha256[:2], sha256, data)
+        return Blob(sha256=sha256, size_bytes=len(data))
+
+    def get(self, sha256: Sha256) -> bytes:
+        """Checked against its digest. Blocking.
+
+        Raises:
+            FileFailed: it is not there, or damaged.
+        """
+        data = self._read(self._path / sha256[:2], sha256)
+        if data is None:
+            raise FileFailed(f"The store has no picture {sha256}.", code="not_there")
+        if digest(data) != sha256:
+            raise FileFailed(f"The picture {self.path(sha256)} is damaged: its digest does not fit.", code="io_error")
+        return data
+
+    def path(self, sha256: Sha256) -> Path:
+        return self._path / sha256[:2] / sha256
+
+    def spool(self, name: str, data: bytes) -> None:
+        """Durable when it returns. Blocking."""
+        self._keep(self._path / "spool", f"{name}.json", data)
+
+    def spooled(self, name: str) -> bytes | None:
+        return self._read(self._path / "spool", f"{name}.json")
+
+    def unspool(self, name: str) -> None:
+        """Once the facts are in the log. Not durable: a spool file that comes back is ignored."""
+        with contextlib.suppress(FileNotFoundError):
+            (self._path / "spool" / f"{name}.json").unlink()
+
+    def _keep(self, folder_path: Path, name: str, data: bytes) -> None:
+        with _translated(folder_path):
+            folder = self._disk.open_directory(folder_path, create=True)
+            try:
+                if self._has(folder, name, len(data)):
+                    return
+                self._write(folder, name, data)
+                self._disk.sync_directory(folder)
+            finally:
+                self._disk.close(folder)
+
+    def _write(self, folder: int, name: str, data: bytes) -> None:
+        temporary = f"{TEMPORARY}{secrets.token_hex(8)}.tmp"
+        file = self._disk.open(folder, temporary, create=True)
+        try:
+            self._disk.pwrite(file, data, 0)
+            self._disk.sync(file)
+        except OSError:
+            self._disk.unlink(folder, temporary)
+            raise
+        finally:
+            self._disk.close(file)
+        # Over whatever has this name: it can only be the same bytes, or what is left of them.
+        self._disk.replace(folder, temporary, name)
+
+    def _has(self, folder: int, name: str, size: int) -> bool:
+        """Whether it is there, whole and durable already."""
+        try:
+            file = self._disk.open(folder, name)
+        except FileNotFoundError:
+            return False
+        try:
+            if self._disk.size(file) != size:
+                return False
+            whole = digest(self._disk.pread(file, size, 0)) == name
+            self._disk.sync_directory(folder)  # its writer may have died between the rename and this
+            return whole
+        finally:
+            self._disk.close(file)
+
+    def _read(self, folder_path: Path, name: str) -> bytes | None:
+        with _translated(folder_path):
+            try:
+                folder = self._disk.open_directory(folder_path)
+            except FileNotFoundError:
+                return None
+            try:
+                file = self._disk.open(folder, name)
+            except FileNotFoundError:
+                return None
+            finally:
+                self._disk.close(folder)
+            try:
+                return self._disk.pread(file, self._disk.size(file), 0)
+            finally:
+                self._disk.close(file)
+
+
+def _deepest_folder(start: Path, name: OutputName) -> Path:
+    """The last folder on the way that exists; everything behind it would be made.
+
+    Raises:
+        Refused: something on the way is a link, or not a folder.
+        FileFailed: the root itself is not a folder.
+    """
+    existing = start
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise FileFailed(f"{existing} is not a folder; choose another output directory.", code="not_there")
+    if existing != start:
+        return existing
+    for component in name.folders:
+        inner = existing / component
+        try:
+            found = inner.stat() if name.absolute else inner.lstat()
+        except FileNotFoundError:
+            return existing
+        if not stat.S_ISDIR(found.st_mode):
+            raise _not_a_folder(component)
+        existing = inner
+    return existing
+
+
+def _digest_of(disk: Disk, folder: int, name: str) -> Sha256 | None:
+    try:
+        file = disk.open(folder, name)
+    except OSError:
+        return None
+    try:
+        return digest(disk.pread(file, disk.size(file), 0))
+    finally:
+        disk.close(file)
+
+
+def _not_a_folder(component: str) -> Refused:
+    return Refused(
+        f"{component!r} in output_path is a link or not a folder; links below the output directory are not followed.",
+        code="path_link",
+        argument="output_path",
+    )
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """The system's refusals in our words, with our path: never a foreign one."""
+    try:
+        yield
+    except OSError as exc:
+        code = _CODES.get(exc.errno or 0, "io_error")
+        raise FileFailed(f"{path} cannot be used: {exc.strerror or 'unknown trouble'}.", code=code) from exc

@@ -1,0 +1,241 @@
+"""The catalogue of models: what each can do, until when, and what takes its place.
+
+Rule: numbers and dates stand in `models.json` with their source; what is not known there (null) is passed
+through to the API, never refused and never claimed. A model that is not in the catalogue is passed through
+with a warning, because new ones appear.
+"""
+
+from datetime import date
+from functools import cache
+from pathlib import Path
+
+import msgspec
+
+from eventlog.values import ImageRequest
+from tools.errors import Refused
+
+DATA = Path(__file__).with_name("models.json")
+COMPRESSED = ("jpeg", "webp")
+CAN_BE_TRANSPARENT = ("png", "webp")
+WARN_DAYS_BEFORE_GONE = 30
+
+
+class CustomSize(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Pixels. `ratio_max` is the longer edge over the shorter."""
+
+    multiple_of: int
+    edge_max: int
+    ratio_max: int
+    pixels_min: int
+    pixels_max: int
+    experimental_above_pixels: int
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    source: str
+    prompt_characters_max: int
+    count_max: int
+    custom_size: CustomSize
+
+
+class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`gone_from` is the first day on which it no longer answers; None: not announced. `transparent` None: unknown."""
+
+    name: str
+    source: str
+    released: date | None
+    custom_sizes: bool
+    sizes: tuple[str, ...]
+    qualities: tuple[str, ...]
+    formats: tuple[str, ...]
+    transparent: bool | None
+    aliases: tuple[str, ...] = ()
+    gone_from: date | None = None
+    replacement: str = ""
+    notes: dict[str, str] = {}
+
+
+class Catalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    version: str
+    as_of: date
+    default: str
+    limits: Limits
+    models: tuple[Model, ...]
+
+    def find(self, name: str) -> Model | None:
+        """By name or snapshot."""
+        return next((model for model in self.models if name == model.name or name in model.aliases), None)
+
+    def usable_names(self, today: date) -> tuple[str, ...]:
+        return tuple(m.name for m in self.models if m.gone_from is None or today < m.gone_from)
+
+
+@cache
+def catalogue() -> Catalogue:
+    return msgspec.json.decode(DATA.read_bytes(), type=Catalogue)
+
+
+def check(request: ImageRequest, prompt: str, today: date) -> tuple[str, ...]:
+    """What a user should know about the request although it may be sent.
+
+    Raises:
+        Refused: it cannot succeed; the sentence names the value, what is allowed and what to take instead.
+    """
+    limits = catalogue().limits
+    if not prompt.strip():
+        raise Refused("prompt is empty; say what to draw.", code="bad_arguments", argument="prompt")
+    if len(prompt) > limits.prompt_characters_max:
+        raise Refused(
+            f"prompt has {len(prompt):,} characters; at most {limits.prompt_characters_max:,} are allowed.",
+            code="bad_arguments",
+            argument="prompt",
+        )
+    if not 1 <= request.count <= limits.count_max:
+        raise Refused(
+            f"sample_count is {request.count}; allowed is 1 to {limits.count_max}.",
+            code="bad_arguments",
+            argument="sample_count",
+        )
+    _check_format(request)
+    model = catalogue().find(request.model)
+    if model is None:
+        known = f"The model {request.model} is not in the catalogue of {catalogue().as_of}; it is passed on as it is."
+        return (known, *_check_size_text(request))
+    warnings = _check_age(model, today)
+    _check_capabilities(model, request)
+    warnings += _check_size(model, request)
+    if request.background == "transparent" and "transparent" in model.notes:
+        warnings += (f"A transparent background with {model.name}: {model.notes['transparent']}.",)
+    return warnings
+
+
+def nearest_size(model: Model, width: int, height: int) -> str:
+    """The allowed size closest in shape and number of pixels."""
+    if not model.custom_sizes:
+        shape = width / height
+        return min(model.sizes, key=lambda size: abs(_edges(size)[0] / _edges(size)[1] - shape), default="auto")
+    rule = catalogue().limits.custom_size
+    step = rule.multiple_of
+    ratio = max(1 / rule.ratio_max, min(rule.ratio_max, width / height))
+    pixels = max(rule.pixels_min, min(rule.pixels_max, width * height))
+    candidates = []
+    for w in range(step, rule.edge_max + 1, step):
+        for h in {round(w / ratio / step) * step, -(-round(w / ratio) // step) * step}:
+            if _fault(w, h) is None:
+                candidates.append((abs(w * h - pixels) / pixels + abs(w / h - ratio) / ratio, w, h))
+    _, w, h = min(candidates)
+    return f"{w}x{h}"
+
+
+def _check_format(request: ImageRequest) -> None:
+    if request.background == "transparent" and request.output_format not in CAN_BE_TRANSPARENT:
+        raise Refused(
+            f"A transparent background needs output_format png or webp, not {request.output_format}.",
+            code="bad_arguments",
+            argument="output_format",
+        )
+    compression = request.output_compression
+    if compression is not None and (request.output_format not in COMPRESSED or not 0 <= compression <= 100):
+        raise Refused(
+            f"output_compression is {compression} with {request.output_format}; it is 0 to 100, for jpeg and webp.",
+            code="bad_arguments",
+            argument="output_compression",
+        )
+
+
+def _check_age(model: Model, today: date) -> tuple[str, ...]:
+    if model.gone_from is None:
+        return ()
+    if today >= model.gone_from:
+        raise Refused(
+            f"The model {model.name} was shut down by OpenAI on {model.gone_from}; use {model.replacement} instead.",
+            code="model_retired",
+            argument="model",
+        )
+    if (model.gone_from - today).days <= WARN_DAYS_BEFORE_GONE:
+        return (f"OpenAI shuts {model.name} down on {model.gone_from}; change to {model.replacement} before that.",)
+    return ()
+
+
+def _check_capabilities(model: Model, request: ImageRequest) -> None:
+    if request.quality != "auto" and request.quality not in model.qualities:
+        raise Refused(
+            f"{model.name} has no quality {request.quality}; it has {', '.join(model.qualities)} and auto.",
+            code="unsupported_quality",
+            argument="quality",
+        )
+    if request.output_format not in model.formats:
+        raise Refused(
+            f"{model.name} does not draw {request.output_format}; it draws {', '.join(model.formats)}.",
+            code="unsupported_format",
+            argument="output_format",
+        )
+    if request.background == "transparent" and model.transparent is False:
+        raise Refused(
+            f"{model.name} cannot draw a transparent background; use {catalogue().default}.",
+            code="unsupported_background",
+            argument="transparent_background",
+        )
+
+
+def _check_size(model: Model, request: ImageRequest) -> tuple[str, ...]:
+    if request.size == "auto":
+        return ()
+    _check_size_text(request)
+    width, height = _edges(request.size)
+    if not model.custom_sizes:
+        if request.size in model.sizes:
+            return ()
+        allowed = ", ".join(model.sizes)
+        raise _no_size(f"{model.name} draws {allowed} and auto", request, nearest_size(model, width, height))
+    fault = _fault(width, height)
+    if fault is not None:
+        raise _no_size(fault, request, nearest_size(model, width, height))
+    if width * height > catalogue().limits.custom_size.experimental_above_pixels:
+        return (f"{request.size} is larger than 2560x1440; OpenAI calls such sizes experimental.",)
+    return ()
+
+
+def _check_size_text(request: ImageRequest) -> tuple[str, ...]:
+    if request.size != "auto":
+        try:
+            _edges(request.size)
+        except ValueError:
+            raise Refused(
+                f"size is {request.size!r}; write it as WIDTHxHEIGHT, such as 1024x1024, or auto.",
+                code="unsupported_size",
+                argument="size",
+            ) from None
+    return ()
+
+
+def _no_size(why: str, request: ImageRequest, nearest: str) -> Refused:
+    return Refused(
+        f"size {request.size} is not possible: {why}. The nearest possible size is {nearest}.",
+        code="unsupported_size",
+        argument="size",
+    )
+
+
+def _fault(width: int, height: int) -> str | None:
+    rule = catalogue().limits.custom_size
+    pixels = width * height
+    if width % rule.multiple_of or height % rule.multiple_of:
+        return f"both edges must be multiples of {rule.multiple_of}"
+    if max(width, height) > rule.edge_max:
+        return f"the longer edge may have at most {rule.edge_max} pixels"
+    if max(width, height) > rule.ratio_max * min(width, height):
+        return f"the longer edge may be at most {rule.ratio_max} times the shorter"
+    if pixels < rule.pixels_min:
+        return f"it has {pixels:,} pixels and needs at least {rule.pixels_min:,}"
+    if pixels > rule.pixels_max:
+        return f"it has {pixels:,} pixels and may have at most {rule.pixels_max:,}"
+    return None
+
+
+def _edges(size: str) -> tuple[int, int]:
+    """Raises ValueError for what is not WIDTHxHEIGHT with positive whole numbers."""
+    width, _, height = size.partition("x")
+    if not (width.isascii() and width.isdigit() and height.isascii() and height.isdigit() and int(width) and int(height)):
+        raise ValueError(size)
+    return int(width), int(height)

@@ -1,0 +1,233 @@
+"""What kind of image some bytes are, how large, and whether they are whole - by walking the container, not by decoding.
+
+Rule: nothing is believed because of a name or a header. The walk is bounded by the bytes; only thumbnails
+decode pixels, and only after the walk has said how many there are.
+"""
+
+import io
+import re
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from PIL import Image, UnidentifiedImageError
+
+PNG = b"\x89PNG\r\n\x1a\n"
+DECODED_PIXELS_MAX = 50_000_000  # six times the API's largest picture; more is not decoded for a thumbnail
+SVG_LOOK_BYTES = 4096
+JPEG_FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
+JPEG_ALONE = {0x01, *range(0xD0, 0xD8)}
+
+
+class BadPicture(Exception):
+    """The bytes are not a whole image of a kind we know; the sentence says what is wrong with them."""
+
+
+class Measured(NamedTuple):
+    """Pixels; 0 x 0 for svg, which has no size of its own."""
+
+    format: str
+    width: int
+    height: int
+
+
+class Chunk(NamedTuple):
+    """A piece of a PNG or WebP container: `start` and `end` are its outer bounds in the data."""
+
+    kind: bytes
+    start: int
+    end: int
+    body: memoryview
+
+
+def sniff(data: bytes) -> str | None:
+    """png, jpeg, webp, gif, svg, or None."""
+    if data.startswith(PNG):
+        return "png"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "gif"
+    if re.match(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?<svg[\s>]", data[:SVG_LOOK_BYTES], re.DOTALL):
+        return "svg"
+    return None
+
+
+def measure(data: bytes) -> Measured:
+    """Walks the container to its end.
+
+    Raises:
+        BadPicture: of no kind we know, cut off, or without a picture.
+    """
+    match sniff(data):
+        case "png":
+            return _measure_png(data)
+        case "jpeg":
+            return _measure_jpeg(data)
+        case "webp":
+            return _measure_webp(data)
+        case "gif":
+            return _measure_gif(data)
+        case "svg":
+            if b"</svg>" not in data[-SVG_LOOK_BYTES:]:
+                raise BadPicture("the svg is cut off: it does not end with </svg>")
+            return Measured("svg", 0, 0)
+        case _:
+            raise BadPicture(f"{len(data):,} bytes that begin with {data[:8].hex()} are not png, jpeg, webp, gif or svg")
+
+
+def thumbnail(data: bytes, edge_px: int, quality: int) -> bytes:
+    """A JPEG that fits into a square of `edge_px`, never enlarged, transparency on white. Blocking.
+
+    Raises:
+        BadPicture: it cannot be decoded, or has too many pixels to try.
+    """
+    found = measure(data)
+    if found.format == "svg":
+        raise BadPicture("svg is not rendered")
+    if found.width * found.height > DECODED_PIXELS_MAX:
+        raise BadPicture(f"{found.width}x{found.height} pixels are too many to decode for a preview")
+    try:
+        with Image.open(io.BytesIO(data), formats=[found.format.upper()]) as opened:
+            opened.draft("RGB", (edge_px, edge_px))
+            image = opened.convert("RGBA")
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as exc:
+        raise BadPicture(f"the picture cannot be decoded ({exc})") from exc
+    image.thumbnail((edge_px, edge_px), Image.Resampling.LANCZOS)
+    paper = Image.new("RGB", image.size, (255, 255, 255))
+    paper.paste(image, mask=image.getchannel("A"))
+    out = io.BytesIO()
+    paper.save(out, "JPEG", quality=quality, progressive=True, optimize=True)
+    return out.getvalue()
+
+
+def png_chunks(data: bytes) -> Iterator[Chunk]:
+    """Every chunk in order, up to and with IEND.
+
+    Raises:
+        BadPicture: cut off.
+    """
+    view = memoryview(data)
+    at = len(PNG)
+    while True:
+        if at + 12 > len(data):
+            raise BadPicture(f"the png is cut off after {len(data):,} bytes")
+        length = int.from_bytes(view[at : at + 4], "big")
+        end = at + 12 + length
+        if end > len(data):
+            raise BadPicture(f"the png is cut off after {len(data):,} bytes")
+        kind = bytes(view[at + 4 : at + 8])
+        yield Chunk(kind, at, end, view[at + 8 : end - 4])
+        if kind == b"IEND":
+            return
+        at = end
+
+
+def webp_chunks(data: bytes) -> Iterator[Chunk]:
+    """Every chunk of the RIFF container in order.
+
+    Raises:
+        BadPicture: cut off.
+    """
+    view = memoryview(data)
+    whole = int.from_bytes(view[4:8], "little") + 8
+    if whole > len(data):
+        raise BadPicture(f"the webp is cut off: it says it has {whole:,} bytes, but there are {len(data):,}")
+    at = 12
+    while at < whole:
+        length = int.from_bytes(view[at + 4 : at + 8], "little")
+        end = at + 8 + length + length % 2
+        if at + 8 > whole or end > whole:
+            raise BadPicture("the webp is cut off inside a chunk")
+        yield Chunk(bytes(view[at : at + 4]), at, end, view[at + 8 : at + 8 + length])
+        at = end
+
+
+def _measure_png(data: bytes) -> Measured:
+    width = height = 0
+    has_pixels = False
+    for number, chunk in enumerate(png_chunks(data)):
+        if number == 0:
+            if chunk.kind != b"IHDR" or len(chunk.body) != 13:
+                raise BadPicture("the png does not begin with its header")
+            crc = zlib.crc32(chunk.body, zlib.crc32(b"IHDR"))
+            if crc != int.from_bytes(data[chunk.end - 4 : chunk.end], "big"):
+                raise BadPicture("the png's header is damaged")
+            width, height = int.from_bytes(chunk.body[:4], "big"), int.from_bytes(chunk.body[4:8], "big")
+        has_pixels = has_pixels or chunk.kind == b"IDAT"
+    return _insist(Measured("png", width, height), has_pixels)
+
+
+def _measure_jpeg(data: bytes) -> Measured:
+    width = height = 0
+    for marker, start, end in jpeg_segments(data):
+        if marker in JPEG_FRAMES and end - start >= 9:
+            height, width = (
+                int.from_bytes(data[start + 5 : start + 7], "big"),
+                int.from_bytes(data[start + 7 : start + 9], "big"),
+            )
+    if not data.endswith(b"\xff\xd9"):
+        raise BadPicture(f"the jpeg is cut off after {len(data):,} bytes")
+    return _insist(Measured("jpeg", width, height), True)
+
+
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """(marker, start of its FF, end) of every segment up to and with the start of the first scan.
+
+    Raises:
+        BadPicture: cut off, or not made of segments.
+    """
+    at = 2
+    while True:
+        while data[at : at + 2] == b"\xff\xff":
+            at += 1
+        if at + 4 > len(data) or data[at] != 0xFF:
+            raise BadPicture("the jpeg is cut off or damaged in its header")
+        marker = data[at + 1]
+        if marker in JPEG_ALONE:
+            at += 2
+            continue
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if end > len(data) or marker == 0xD9:
+            raise BadPicture("the jpeg is cut off in its header")
+        yield marker, at, end
+        if marker == 0xDA:
+            return
+        at = end
+
+
+def _measure_webp(data: bytes) -> Measured:
+    size: tuple[int, int] | None = None
+    has_pixels = False
+    for chunk in webp_chunks(data):
+        body = bytes(chunk.body[:10])
+        match chunk.kind:
+            case b"VP8X" if len(body) == 10:
+                size = int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1
+            case b"VP8L" if len(body) >= 5 and body[0] == 0x2F:
+                bits = int.from_bytes(body[1:5], "little")
+                size = size or ((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
+                has_pixels = True
+            case b"VP8 " if body[3:6] == b"\x9d\x01\x2a":
+                edges = int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
+                size = size or edges
+                has_pixels = True
+            case b"ANMF":
+                has_pixels = True
+    width, height = size or (0, 0)
+    return _insist(Measured("webp", width, height), has_pixels)
+
+
+def _measure_gif(data: bytes) -> Measured:
+    if len(data) < 14 or not data.endswith(b"\x3b"):
+        raise BadPicture(f"the gif is cut off after {len(data):,} bytes")
+    width, height = int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little")
+    return _insist(Measured("gif", width, height), True)
+
+
+def _insist(found: Measured, has_pixels: bool) -> Measured:
+    if not (found.width and found.height and has_pixels):
+        raise BadPicture(f"the {found.format} holds no picture")
+    return found

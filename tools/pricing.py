@@ -1,0 +1,175 @@
+"""What a request may cost before it is sent, and what a reply did cost.
+
+Rule: integer micro-dollars and exact fractions, never floats. What has no published price is unknown (None),
+never zero. Rates, token tables and the token formula stand in `prices.json` with date and source.
+"""
+
+from collections.abc import Mapping
+from datetime import date
+from fractions import Fraction
+from functools import cache
+from math import ceil, floor
+from pathlib import Path
+
+import msgspec
+
+from eventlog.values import Backend, Cost, CostRange, ImageRequest, MicroUSD, Usage
+from tools.models import catalogue
+
+DATA = Path(__file__).with_name("prices.json")
+
+
+class _Factor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`times` widens the formula's result to a range where it is not published."""
+
+    factor: int
+    times: tuple[str, str] = ("1", "1")
+
+
+class _Formula(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    source: str
+    text: str
+    pixels_offset: int
+    divisor: int
+
+
+class _Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Rates in USD per million tokens, which are micro-dollars per token."""
+
+    name: str
+    as_of: date
+    source: str
+    confidence: str
+    text_in: str | None
+    image_in: str | None
+    image_out: str | None
+    text_out: str | None
+    factors: dict[str, _Factor] = {}
+    tokens: dict[str, dict[str, int]] = {}
+
+
+class PriceTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    version: str
+    as_of: date
+    unit: str
+    stale_after_days: int
+    prompt_overhead_tokens: int
+    overhead_source: str
+    sizes_when_auto: tuple[str, ...]
+    formula: _Formula
+    legacy_tokens_source: str
+    models: tuple[_Price, ...]
+
+    def is_stale(self, today: date) -> bool:
+        return (today - self.as_of).days > self.stale_after_days
+
+
+@cache
+def table() -> PriceTable:
+    return msgspec.json.decode(DATA.read_bytes(), type=PriceTable)
+
+
+def estimate(request: ImageRequest, prompt: str) -> CostRange:
+    """The least and the most that the request may cost. None where there is no published bound.
+
+    The upper bound holds for every choice that `auto` leaves to the API among the qualities of the model and
+    the usual sizes, and counts a token for every UTF-8 byte of the prompt: no tokenizer makes more.
+    """
+    price = _price(request.model)
+    images = _image_tokens(price, request) if price else None
+    if price is None or images is None or price.image_out is None or price.text_in is None:
+        return CostRange(low=None, high=None, table=table().version)
+    overhead = table().prompt_overhead_tokens
+    text_most = overhead + len(prompt.encode("utf-8", "surrogatepass"))
+    out, text = Fraction(price.image_out), Fraction(price.text_in)
+    least = request.count * images[0] * out + overhead * text
+    most = request.count * images[1] * out + text_most * text
+    return CostRange(low=MicroUSD(floor(least)), high=MicroUSD(ceil(most)), table=table().version)
+
+
+def cost(model: str, usage: Usage | None, *, backend: Backend) -> Cost:
+    """From the tokens that the API counted. An offline reply costs nothing, and says what it would be."""
+    amount = None if usage is None else _from_usage(model, usage)
+    if backend == "offline":
+        return Cost(amount=MicroUSD(0), basis="offline", table=table().version, would_be=amount)
+    return Cost(amount=amount, basis="unknown" if amount is None else "usage", table=table().version)
+
+
+def output_tokens(model: str, size: str, quality: str) -> int | None:
+    """Tokens of one picture; the upper end where only a range is known, None where nothing is."""
+    price = _price(model)
+    found = _tokens(price, size, quality) if price else None
+    return None if found is None else ceil(found[1])
+
+
+def show(amount: MicroUSD | None) -> str:
+    """Four decimals or, for less than a hundredth of a cent, six; "unknown" for None."""
+    if amount is None:
+        return "unknown"
+    if amount and amount < 100:
+        return f"$0.{amount:06}"
+    hundredths, rest = divmod(amount, 100)
+    hundredths += rest >= 50
+    return f"${hundredths // 10_000}.{hundredths % 10_000:04}"
+
+
+def show_range(costs: CostRange) -> str:
+    if costs.low is None or costs.high is None:
+        return f"unknown (no price in table {costs.table})"
+    if costs.low == costs.high:
+        return show(costs.low)
+    return f"{show(costs.low)} to {show(costs.high)}"
+
+
+def _price(model: str) -> _Price | None:
+    known = catalogue().find(model)
+    name = known.name if known else model
+    return next((price for price in table().models if price.name == name), None)
+
+
+def _from_usage(model: str, usage: Usage) -> MicroUSD | None:
+    price = _price(model)
+    if price is None or price.text_in is None or price.image_in is None or price.image_out is None:
+        return None
+    text_out = usage.output_text_tokens or 0
+    if text_out and price.text_out is None:
+        return None
+    if usage.input_text_tokens is None or usage.input_image_tokens is None:
+        # The API did not say of which kind the input was: the dearer one is a bound.
+        into = usage.input_tokens * max(Fraction(price.text_in), Fraction(price.image_in))
+    else:
+        into = usage.input_text_tokens * Fraction(price.text_in) + usage.input_image_tokens * Fraction(price.image_in)
+    image_out = usage.output_tokens - text_out if usage.output_image_tokens is None else usage.output_image_tokens
+    out = image_out * Fraction(price.image_out) + text_out * Fraction(price.text_out or 0)
+    return MicroUSD(floor(into + out + Fraction(1, 2)))
+
+
+def _image_tokens(price: _Price, request: ImageRequest) -> tuple[Fraction, Fraction] | None:
+    """Least and most for one picture, over everything that `auto` leaves open."""
+    qualities = tuple(price.factors) or tuple(price.tokens)
+    wanted = qualities if request.quality == "auto" else (request.quality,)
+    sizes = table().sizes_when_auto if request.size == "auto" else (request.size,)
+    found = [_tokens(price, size, quality) for size in sizes for quality in wanted]
+    known = [tokens for tokens in found if tokens is not None]
+    if not known or (len(known) < len(found) and request.size != "auto"):
+        return None
+    return min(low for low, _ in known), max(high for _, high in known)
+
+
+def _tokens(price: _Price, size: str, quality: str) -> tuple[Fraction, Fraction] | None:
+    by_size: Mapping[str, int] = price.tokens.get(quality, {})
+    if size in by_size:
+        return Fraction(by_size[size]), Fraction(by_size[size])
+    shape = price.factors.get(quality)
+    if shape is None:
+        return None
+    width, height = (int(edge) for edge in size.split("x"))
+    tokens = _formula(shape.factor, width, height)
+    return tokens * Fraction(shape.times[0]), tokens * Fraction(shape.times[1])
+
+
+def _formula(factor: int, width: int, height: int) -> int:
+    formula = table().formula
+    short, long = sorted((width, height))
+    second = floor(Fraction(factor * short, long) + Fraction(1, 2))
+    return ceil(Fraction(factor * second * (formula.pixels_offset + width * height), formula.divisor))
