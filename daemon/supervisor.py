@@ -44,6 +44,7 @@ from tools.files import Store
 
 SHUTDOWN_SECONDS_MAX = 30.0  # for running jobs to end by themselves; most pictures take less
 IDLE_LOOK_SECONDS = 1.0
+IDLE_SECONDS_MIN = 2.0  # a bridge that has just started us needs a moment to come in
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -166,7 +167,7 @@ async def _leave_when_idle(house: House) -> None:
         busy = house.sessions > 0 or _has_work(house.ledger.board, house.keyring)
         if busy:
             quiet_since = trio.current_time()
-        elif trio.current_time() - quiet_since >= house.idle_exit_seconds:
+        elif trio.current_time() - quiet_since >= max(IDLE_SECONDS_MIN, house.idle_exit_seconds):
             house.ending.want(f"idle for {house.idle_exit_seconds:g} s")
             return
         await trio.sleep(IDLE_LOOK_SECONDS)

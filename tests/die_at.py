@@ -43,7 +43,19 @@ def while_appending(fact: str) -> None:
     pwrite = Disk.pwrite
 
     def write_half_and_die(self: Disk, fd: int, data: bytes, offset: int) -> None:
-        if f'"{fact}"'.encode() in data:
+        if f'"{fact}"'.encode() in data and b'"previous"' in data:
+            pwrite(self, fd, data[: len(data) // 2], offset)
+            die()
+        pwrite(self, fd, data, offset)
+
+    Disk.pwrite = write_half_and_die  # type: ignore[method-assign]
+
+
+def while_spooling() -> None:
+    pwrite = Disk.pwrite
+
+    def write_half_and_die(self: Disk, fd: int, data: bytes, offset: int) -> None:
+        if b'"ReplyReceived"' in data and b'"previous"' not in data:
             pwrite(self, fd, data[: len(data) // 2], offset)
             die()
         pwrite(self, fd, data, offset)
@@ -68,6 +80,7 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "while AttemptStarted is appended": lambda: while_appending("AttemptStarted"),
     "after AttemptStarted": lambda: after_append_of("AttemptStarted"),
     "while the reply is read": lambda: None,  # the stand-in sends half of it and pulls the plug
+    "while the spool is written": while_spooling,
     "after the spool": after_spool,
     "while ReplyReceived is appended": lambda: while_appending("ReplyReceived"),
     "after ReplyReceived": lambda: after_append_of("ReplyReceived"),

@@ -17,7 +17,7 @@ from tools.files import Store
 PROMPT = "A fox in the snow"
 NEVER_REQUESTED = {"while JobRequested is appended"}
 NEVER_SENT = {"after JobRequested", "after JobStarted", "while AttemptStarted is appended"}
-OUTCOME_UNKNOWN = {"after AttemptStarted", "while the reply is read"}
+OUTCOME_UNKNOWN = {"after AttemptStarted", "while the reply is read", "while the spool is written"}
 LIVES = 3  # of each moment; the picture, the sizes and the machine's mood differ
 
 
