@@ -1,7 +1,6 @@
 """The official clients, the bridge and the daemon together."""
 
 import json
-import shutil
 import subprocess
 from functools import partial
 from pathlib import Path
@@ -11,9 +10,9 @@ import pytest
 import trio
 from mcp.client.stdio import StdioServerParameters
 
+from tests.conftest import beside_python
 from tests.program import IMAGED, SECONDS_MAX, environment, running
 
-CLIENTS = Path(__file__).parent / "clients"
 TOOLS = {
     "generate_image",
     "list_history",
@@ -45,21 +44,10 @@ def test_the_official_python_client_lists_tools_and_draws(mode: str, tmp_path: P
         trio.run(partial(draw_with_python, tmp_path, mode))
 
 
-@pytest.fixture(scope="session")
-def typescript_client(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The TypeScript SDK from npm, installed for this run."""
-    place = tmp_path_factory.mktemp("typescript")
-    for name in ("package.json", "draw.mjs"):
-        shutil.copy(CLIENTS / name, place / name)
-    command = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--loglevel=error"]
-    subprocess.run(command, cwd=place, check=True, timeout=180)
-    return place / "draw.mjs"
-
-
-def test_the_official_typescript_client_lists_tools_and_draws(typescript_client: Path, tmp_path: Path) -> None:
+def test_the_official_typescript_client_lists_tools_and_draws(npm_packages: Path, tmp_path: Path) -> None:
     with running(tmp_path):
         done = subprocess.run(
-            ["node", str(typescript_client), *IMAGED, "mcp"],
+            [beside_python("node"), str(npm_packages / "draw.mjs"), *IMAGED, "mcp"],
             env=environment(tmp_path),
             capture_output=True,
             timeout=SECONDS_MAX,
