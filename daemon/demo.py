@@ -26,7 +26,7 @@ from eventlog.audit import narrate, verify
 from eventlog.values import JobId
 
 ANSWER_SECONDS_MAX = 40.0
-OFFLINE_SECONDS = "1.2"  # long enough to see progress, short enough for three pictures
+OFFLINE_SECONDS = "2.5"  # long enough to see progress, short enough for three pictures
 
 ORDERS: tuple[dict[str, Any], ...] = (
     {"prompt": "A lighthouse in a storm, seen from a small boat, oil painting", "output_path": "lighthouse.png",

@@ -24,7 +24,7 @@ from tools import models, pictures, pricing
 from tools.errors import FileFailed
 from tools.files import OutputRoot
 
-HEARTBEAT_SECONDS = 5.0  # clients that reset their patience on progress want one every 10 s at least
+HEARTBEAT_SECONDS = 2.0  # clients that reset their patience on progress want one every 10 s at least
 BASE64_BYTES_MAX = 700_000  # a result above 1 MB is refused by Claude Desktop, with all that is beside the picture
 PREVIEW_EDGES_PX = (1568, 1024, 768, 512, 256)
 PREVIEW_QUALITY = 80

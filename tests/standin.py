@@ -88,6 +88,11 @@ class StandIn:
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
 
+    def will(self, *behaviours: Behaviour) -> None:
+        """From now on: these, one by one, then drawing again."""
+        with self._lock:
+            self._behaviours = list(behaviours)
+
     def __enter__(self) -> "StandIn":
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self._thread.start()
