@@ -67,12 +67,21 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
 
 def run(environ: Mapping[str, str], command: Sequence[str]) -> None:
     """The whole bridge. `command` starts a daemon that serves the home named by `environ`."""
-    settings = dict(environ) if "HOME" in environ else {**environ, "HOME": user_home(environ)}
-    settings = {**_env_file(f"{settings['HOME']}/.config/imaged/.env"), **settings}
+    settings = with_env_file(environ)
     home = home_directory(settings)
     connection = _connect(home, settings, command)
     connection.sendall(_hello(settings))
     _pump(connection, connection.fileno())
+
+
+def with_env_file(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment, and below it what the user's own `~/.config/imaged/.env` says. Never one of the working directory.
+
+    Raises:
+        Trouble: the file can be written by others, or cannot be read.
+    """
+    user = user_home(environ)
+    return {**_env_file(f"{user}/.config/imaged/.env"), **environ, "HOME": user}
 
 
 def user_home(environ: Mapping[str, str]) -> str:

@@ -6,7 +6,6 @@ Exit status: 0 done · 1 failed · 2 not understood · 9 no daemon runs · 75 a 
 import argparse
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -53,7 +52,7 @@ def serve(asked: argparse.Namespace) -> int:
 
     places = config.default_places()
     settings = config.Settings.parse(
-        {name: value for name, value in os.environ.items() if name == "IMAGED_IDLE_EXIT_SECONDS"},
+        {name: value for name, value in config.environment().items() if name == "IMAGED_IDLE_EXIT_SECONDS"},
         home_dir=config.user_home(),
     )
     logs.configure(places.logs, level=logging.INFO, stderr=not asked.idle_exit or sys.stderr.isatty())

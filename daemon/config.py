@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from daemon import bridge
 from daemon.errors import BadConfiguration
 from eventlog.values import Account, Backend, Embedding
 
@@ -134,9 +135,12 @@ class Places(msgspec.Struct, frozen=True):
 
 def default_places() -> Places:
     """From IMAGED_HOME or the platform's place. Not from XDG: clients start us with a stripped environment."""
-    from daemon import bridge
+    return Places(Path(bridge.home_directory(environment())))
 
-    return Places(Path(bridge.home_directory(os.environ)))
+
+def environment() -> dict[str, str]:
+    """What the command line and the daemon were told, in the environment or in the user's `.env` file."""
+    return bridge.with_env_file(os.environ)
 
 
 def user_home() -> Path:
@@ -146,7 +150,7 @@ def user_home() -> Path:
 
 def offline_seconds() -> float:
     """How long the stand-in pretends to draw; IMAGED_OFFLINE_SECONDS of the daemon's own environment."""
-    return _number(dict(os.environ), "IMAGED_OFFLINE_SECONDS", 0.3, 0, 600)
+    return _number(environment(), "IMAGED_OFFLINE_SECONDS", 0.3, 0, 600)
 
 
 def fingerprint(key: str) -> str:

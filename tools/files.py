@@ -168,19 +168,14 @@ class Store:
     def __init__(self, directory: Path, disk: Disk) -> None:
         self._path = directory
         self._disk = disk
+        self._temporary = f"{TEMPORARY}{secrets.token_hex(6)}-"
+        self._swept: set[Path] = set()
 
     @classmethod
     def open(cls, directory: Path, disk: Disk | None = None) -> "Store":
-        """Blocking; sweeps what a dead process left half written."""
+        """Blocking. Only the holder of the log's lock may have a store open: whatever others left half written is swept."""
         store = cls(directory, disk or Disk())
-        for folder in ("", "spool"):
-            descriptor = store._disk.open_directory(directory / folder, create=True)
-            try:
-                for name in store._disk.names(descriptor):
-                    if name.startswith(TEMPORARY):
-                        store._disk.unlink(descriptor, name)
-            finally:
-                store._disk.close(descriptor)
+        store._disk.close(store._folder(directory / "spool"))
         return store
 
     def put(self, data: bytes) -> Blob:
@@ -223,7 +218,7 @@ class Store:
 
     def _keep(self, folder_path: Path, name: str, data: bytes) -> None:
         with _translated(folder_path):
-            folder = self._disk.open_directory(folder_path, create=True)
+            folder = self._folder(folder_path)
             try:
                 if self._has(folder, name, len(data)):
                     return
@@ -232,8 +227,18 @@ class Store:
             finally:
                 self._disk.close(folder)
 
+    def _folder(self, path: Path) -> int:
+        """Its descriptor. At the first visit, what a dead process left half written there is removed."""
+        folder = self._disk.open_directory(path, create=True)
+        if path not in self._swept:
+            for name in self._disk.names(folder):
+                if name.startswith(TEMPORARY) and not name.startswith(self._temporary):
+                    self._disk.unlink(folder, name)
+            self._swept.add(path)
+        return folder
+
     def _write(self, folder: int, name: str, data: bytes) -> None:
-        temporary = f"{TEMPORARY}{secrets.token_hex(8)}.tmp"
+        temporary = f"{self._temporary}{secrets.token_hex(8)}.tmp"
         file = self._disk.open(folder, temporary, create=True)
         try:
             self._disk.pwrite(file, data, 0)

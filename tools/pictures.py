@@ -221,10 +221,34 @@ def _measure_webp(data: bytes) -> Measured:
 
 
 def _measure_gif(data: bytes) -> Measured:
-    if len(data) < 14 or not data.endswith(b"\x3b"):
-        raise BadPicture(f"the gif is cut off after {len(data):,} bytes")
-    width, height = int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little")
-    return _insist(Measured("gif", width, height), True)
+    """Blocks up to the trailer: an extension is 21 and a label, a picture 2C, a descriptor and a code size."""
+    try:
+        width, height = int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little")
+        at = 13 + _gif_colours(data[10])
+        frames = 0
+        while data[at] != 0x3B:
+            if data[at] == 0x21:
+                at = _gif_data_end(data, at + 2)
+            elif data[at] == 0x2C:
+                at = _gif_data_end(data, at + 11 + _gif_colours(data[at + 9]))
+                frames += 1
+            else:
+                raise BadPicture(f"the gif is damaged at byte {at:,}")
+    except IndexError:
+        raise BadPicture(f"the gif is cut off after {len(data):,} bytes") from None
+    return _insist(Measured("gif", width, height), frames > 0)
+
+
+def _gif_colours(flags: int) -> int:
+    """Bytes of the colour table that these flags announce."""
+    return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+def _gif_data_end(data: bytes, at: int) -> int:
+    """The first byte behind a run of sub-blocks; raises IndexError where it is cut."""
+    while length := data[at]:
+        at += 1 + length
+    return at + 1
 
 
 def _insist(found: Measured, has_pixels: bool) -> Measured:

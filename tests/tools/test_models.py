@@ -1,0 +1,109 @@
+"""The catalogue: what each model takes, until when, and what a refusal says."""
+
+from datetime import date
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daemon.config import DEFAULT_MODEL
+from eventlog.values import ImageRequest
+from tools.errors import Refused
+from tools.models import catalogue, check, nearest_size
+
+TODAY = date(2026, 11, 22)
+
+
+def order(**changes: object) -> ImageRequest:
+    given: dict[str, object] = {"tool": "generate_image", "model": "gpt-image-2", **changes}
+    return ImageRequest(**given)  # type: ignore[arg-type]
+
+
+def refusal(today: date = TODAY, prompt: str = "x", **changes: object) -> Refused:
+    with pytest.raises(Refused) as caught:
+        check(order(**changes), prompt, today)
+    return caught.value
+
+
+@pytest.mark.parametrize("model", ["gpt-image-1", "dall-e-2", "dall-e-3"])
+def test_a_retired_model_is_refused_with_its_replacement(model: str) -> None:
+    said = refusal(model=model)
+    assert said.code == "model_retired" and "gpt-image-2.6-flare" in str(said) and said.argument == "model"
+
+
+@pytest.mark.parametrize("model", ["gpt-image-1.5", "gpt-image-1.5-2025-12-16", "gpt-image-1-mini", "chatgpt-image-latest"])
+def test_the_day_decides_about_models_that_are_about_to_go(model: str) -> None:
+    (warning,) = check(order(model=model), "x", date(2026, 11, 30))
+    assert "2026-12-01" in warning
+    assert refusal(date(2026, 12, 1), model=model).code == "model_retired"
+
+
+def test_an_unknown_model_is_passed_on_with_a_warning() -> None:
+    (warning,) = check(order(model="gpt-image-9", quality="ultra", size="640x480"), "x", TODAY)
+    assert "gpt-image-9" in warning and str(catalogue().as_of) in warning
+
+
+def test_the_default_model_is_in_the_catalogue_and_stays() -> None:
+    model = catalogue().find(DEFAULT_MODEL)
+    assert model is not None and model.gone_from is None
+    assert catalogue().default == DEFAULT_MODEL
+
+
+@pytest.mark.parametrize("size", ["1024x1024", "1024x640", "3840x2160", "2160x3840", "2880x2880", "480x1440", "auto"])
+def test_sizes_within_the_rule_are_allowed(size: str) -> None:
+    check(order(size=size), "x", TODAY)
+
+
+@pytest.mark.parametrize(
+    ("size", "why"),
+    [
+        ("1000x1000", "multiples of 16"),
+        ("3856x1280", "at most 3840"),
+        ("464x1440", "3 times"),
+        ("1024x576", "655,360"),
+        ("2896x2896", "8,294,400"),
+        ("big", "WIDTHxHEIGHT"),
+        ("0x16", "WIDTHxHEIGHT"),
+        ("１０２４x1024", "WIDTHxHEIGHT"),
+    ],
+)
+def test_sizes_outside_the_rule_are_refused_with_the_reason(size: str, why: str) -> None:
+    said = refusal(size=size)
+    assert why in str(said) and said.argument == "size"
+
+
+def test_a_size_of_a_model_with_fixed_sizes_is_refused_with_the_nearest() -> None:
+    assert "1536x1024" in str(refusal(model="gpt-image-1.5", size="2048x1152"))
+
+
+@given(st.integers(1, 9000), st.integers(1, 9000))
+def test_the_nearest_size_is_always_allowed(width: int, height: int) -> None:
+    model = catalogue().find("gpt-image-2")
+    assert model is not None
+    check(order(size=nearest_size(model, width, height)), "x", TODAY)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"quality": "max"}, "unsupported_quality"),
+        ({"output_format": "gif"}, "unsupported_format"),
+        ({"background": "transparent", "output_format": "jpeg"}, "bad_arguments"),
+        ({"output_compression": 50}, "bad_arguments"),
+        ({"output_compression": 101, "output_format": "webp"}, "bad_arguments"),
+        ({"count": 11}, "bad_arguments"),
+        ({"count": 0}, "bad_arguments"),
+    ],
+)
+def test_what_a_model_cannot_do_is_refused_before_any_call(changes: dict[str, object], code: str) -> None:
+    assert refusal(**changes).code == code
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n", "x" * 32_001])
+def test_a_prompt_that_the_api_would_refuse_is_refused_here(prompt: str) -> None:
+    assert refusal(prompt=prompt).argument == "prompt"
+
+
+def test_every_entry_names_its_source() -> None:
+    assert all(model.source for model in catalogue().models)
+    assert all(model.replacement for model in catalogue().models if model.gone_from)

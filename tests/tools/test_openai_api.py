@@ -1,0 +1,192 @@
+"""The wire protocol without a wire: deterministic requests, strictly read replies, failures by what they mean."""
+
+import base64
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eventlog.values import ImageRequest
+from tests.tools.pictures_for_tests import picture
+from tools.openai_api import NEXT_STEPS, Failure, Reply, build, next_step, printable, read, transport_failure
+
+
+def order(**changes: object) -> ImageRequest:
+    given: dict[str, object] = {"tool": "generate_image", "model": "gpt-image-2", "size": "48x32", **changes}
+    return ImageRequest(**given)  # type: ignore[arg-type]
+
+
+def good(count: int = 1, kind: str = "png", **changes: object) -> bytes:
+    data = [{"b64_json": base64.b64encode(picture(kind)).decode()} for _ in range(count)]
+    usage = {
+        "input_tokens": 50,
+        "input_tokens_details": {"text_tokens": 10, "image_tokens": 40},
+        "output_tokens": 1756,
+        "output_tokens_details": {"image_tokens": 1756, "text_tokens": 0},
+        "total_tokens": 1806,
+    }
+    reply: dict[str, object] = {"created": 1, "data": data, "usage": usage, "quality": "high", "size": "48x32", **changes}
+    return json.dumps(reply).encode()
+
+
+def failure(status: int, body: bytes, **headers: str) -> Failure:
+    found = read(order(), status, {name.replace("_", "-"): value for name, value in headers.items()}, body)
+    assert isinstance(found, Failure)
+    return found
+
+
+def error(code: str | None = None, message: str = "said no", **more: object) -> bytes:
+    return json.dumps({"error": {"message": message, "type": "t", "param": None, "code": code, **more}}).encode()
+
+
+def test_a_request_holds_the_documented_keys_and_no_others() -> None:
+    request = build(
+        order(count=2, quality="high", background="transparent", moderation="low", output_format="webp", output_compression=80),
+        "狐",
+    )
+    assert (request.method, request.path) == ("POST", "/images/generations")
+    assert json.loads(request.body) == {
+        "model": "gpt-image-2",
+        "prompt": "狐",
+        "n": 2,
+        "size": "48x32",
+        "quality": "high",
+        "background": "transparent",
+        "output_format": "webp",
+        "output_compression": 80,
+        "moderation": "low",
+    }
+
+
+def test_size_and_quality_are_named_even_when_they_are_left_open() -> None:
+    sent = json.loads(build(order(size="auto"), "x").body)
+    assert (sent["size"], sent["quality"]) == ("auto", "auto")
+    assert not {"background", "moderation", "output_compression"} & set(sent)
+
+
+def test_the_same_request_is_the_same_bytes() -> None:
+    assert build(order(), "x").body == build(order(), "x").body
+
+
+def test_a_good_reply_is_pictures_tokens_and_what_was_used() -> None:
+    found = read(order(count=2), 200, {"x-request-id": "req_1"}, good(2))
+    assert isinstance(found, Reply)
+    assert [image.data for image in found.images] == [picture("png")] * 2
+    assert (found.images[0].width, found.images[0].height, found.images[0].format) == (48, 32, "png")
+    assert found.usage is not None and found.usage.output_image_tokens == 1756
+    assert (found.rendered.quality, found.rendered.size, found.request_id) == ("high", "48x32", "req_1")
+
+
+def test_an_open_size_takes_what_comes() -> None:
+    assert isinstance(read(order(size="auto"), 200, {}, good()), Reply)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        good(2),
+        good(0),
+        good(kind="jpeg"),
+        good(data=None),
+        good(data=[{}]),
+        good(data=[{"b64_json": "AAA\nA"}]),
+        good(data=[{"b64_json": base64.b64encode(picture("png")).decode()[:-1]}]),
+        good(data=[{"b64_json": base64.b64encode(picture("png")[:-5]).decode()}]),
+        good(data=[{"b64_json": base64.b64encode(picture("png", 32, 32)).decode()}]),
+    ],
+    ids=["two", "none", "jpeg", "null", "no bytes", "newline", "cut base64", "cut picture", "other size"],
+)
+def test_a_readable_reply_without_the_picture_is_billed_and_kept(body: bytes) -> None:
+    found = failure(200, body)
+    assert (found.code, found.billed, found.retry, found.kept) == ("bad_reply", "yes", "never", body)
+    assert found.usage is not None
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b'{"created":1,"data":[', b"[]", b"\xff"])
+def test_an_unreadable_200_may_be_billed_and_is_kept(body: bytes) -> None:
+    found = failure(200, body)
+    assert (found.code, found.billed, found.retry, found.kept) == ("outcome_unknown", "unknown", "never", body)
+
+
+ERRORS = [
+    (400, error("invalid_value"), "bad_request", "no", "never"),
+    (400, error("invalid_value", param="model"), "model_unavailable", "no", "never"),
+    (400, error("moderation_blocked"), "moderation_blocked", "no", "never"),
+    (400, error("content_policy_violation"), "moderation_blocked", "no", "never"),
+    (400, b"<html>", "bad_request", "no", "never"),
+    (401, error("invalid_api_key"), "invalid_key", "no", "never"),
+    (401, b"", "invalid_key", "no", "never"),
+    (403, error(None, "Your organization must be verified"), "org_unverified", "no", "never"),
+    (403, error("unsupported_country_region_territory"), "not_permitted", "no", "never"),
+    (404, error("model_not_found"), "model_unavailable", "no", "never"),
+    (408, error(), "outcome_unknown", "unknown", "never"),
+    (408, b"<html>", "outcome_unknown", "unknown", "never"),
+    (413, b"<html>", "bad_request", "no", "never"),
+    (422, error(), "bad_request", "no", "never"),
+    (429, error("rate_limit_exceeded"), "rate_limited", "no", "later"),
+    (429, error("slow_down"), "rate_limited", "no", "later"),
+    (429, b"<html>", "rate_limited", "no", "later"),
+    (429, error("insufficient_quota"), "quota_exhausted", "no", "never"),
+    (429, error("billing_hard_limit_reached"), "quota_exhausted", "no", "never"),
+    (429, error("project_spend_limit_exceeded"), "quota_exhausted", "no", "never"),
+    (429, error("new_code", type="insufficient_quota"), "quota_exhausted", "no", "never"),
+    (500, error("server_error"), "server_error", "no", "later"),
+    (503, error("server_is_overloaded"), "server_error", "no", "later"),
+    (500, b"<html>", "outcome_unknown", "unknown", "never"),
+    (502, error("server_error"), "outcome_unknown", "unknown", "never"),
+    (504, b"", "outcome_unknown", "unknown", "never"),
+    (524, b"<html>", "outcome_unknown", "unknown", "never"),
+    (200, error("server_error"), "outcome_unknown", "unknown", "never"),
+    (200, error("moderation_blocked"), "moderation_blocked", "no", "never"),
+    (302, b"", "outcome_unknown", "unknown", "never"),
+]
+
+
+@pytest.mark.parametrize(("status", "body", "code", "billed", "retry"), ERRORS)
+def test_every_error_has_its_class(status: int, body: bytes, code: str, billed: str, retry: str) -> None:
+    found = failure(status, body)
+    assert (found.code, found.billed, found.retry) == (code, billed, retry)
+    assert found.message and found.status == status and next_step(found.code)
+
+
+@given(st.integers(100, 599), st.binary(max_size=300))
+def test_whatever_comes_is_read_without_a_crash_and_only_the_harmless_is_retried(status: int, body: bytes) -> None:
+    found = read(order(), status, {}, body)
+    assert isinstance(found, Failure) and len(found.message) <= 1000
+    assert found.retry == "never" or found.billed == "no"
+    assert found.code in NEXT_STEPS
+
+
+@pytest.mark.parametrize(
+    ("headers", "message", "seconds"),
+    [
+        ({"retry_after": "12"}, "", 12),
+        ({"retry_after_ms": "1500", "retry_after": "9"}, "", 1.5),
+        ({}, "Limit 5, Used 5, Requested 1. Please try again in 12s.", 12),
+        ({}, "Please try again in 250ms.", 0.25),
+        ({"retry_after": "-1"}, "", None),
+        ({"retry_after": "nan"}, "", None),
+        ({"retry_after": "soon"}, "", None),
+        ({}, "later", None),
+    ],
+)
+def test_how_long_to_wait_is_taken_from_whoever_says_it(headers: dict[str, str], message: str, seconds: float | None) -> None:
+    assert failure(429, error("rate_limit_exceeded", message), **headers).retry_after_seconds == seconds
+
+
+def test_moderation_names_its_stage_and_categories() -> None:
+    details = {"moderation_stage": "output", "categories": ["violence", "self-harm"]}
+    said = failure(400, error("moderation_blocked", moderation_details=details)).message
+    assert "output" in said and "violence, self-harm" in said
+
+
+def test_text_from_outside_is_short_and_harmless() -> None:
+    said = failure(400, error("x", "\x1b[31mred\u202e \U000e0041" + "y" * 100_000)).message
+    assert len(said) <= 500 and said.isprintable()
+    assert printable("a\0b") == "a b"
+
+
+def test_a_request_that_never_left_may_be_sent_again_and_a_lost_answer_may_not() -> None:
+    assert transport_failure("not_sent", "refused")[2:4] == ("no", "later")
+    assert transport_failure("outcome_unknown", "reset")[2:4] == ("unknown", "never")
