@@ -107,7 +107,7 @@ def _checked(line: bytes) -> bytes | Reject:
 def _not_json(line: bytes) -> Reject:
     """JSON to a lenient eye, but with half a character (`\\ud800`) in its text, is answered to whoever asked."""
     try:
-        lenient = json.loads(line)
+        lenient = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
         return _reject(None, PARSE_ERROR, "This line is not JSON in UTF-8.")
     request_id = lenient.get("id") if isinstance(lenient, dict) else None

@@ -58,6 +58,7 @@ async def serve(places: Places, *, exit_when_idle: bool, idle_exit_seconds: floa
         EventLogError: the log cannot be read, or a write failed; the sentence says what to do.
     """
     os.umask(0o077)  # nothing of ours is anybody else's
+    os.chdir("/")  # a daemon keeps no folder of a client busy, and no relative path means anything
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold keys
     log = EventLog(places.events, software=VERSION)
     try:

@@ -176,6 +176,7 @@ class Worker:
                 path = root.place(
                     name.numbered(number) if len(job.pictures) > 1 else name,
                     data,
+                    token=f"{job.id}-{number}",
                     adopt=resumed and job.embedding != "off",  # only then the bytes name this very job
                 )
                 paths.append(str(path))

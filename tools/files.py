@@ -86,9 +86,10 @@ class OutputRoot:
     def parse(self, argument: str, *, output_format: str) -> OutputName:
         return parse_output(argument, self._path, any_path=self._any_path, output_format=output_format)
 
-    def place(self, name: OutputName, data: bytes, *, adopt: bool = False) -> Path:
+    def place(self, name: OutputName, data: bytes, *, token: str, adopt: bool = False) -> Path:
         """The path of a new durable file with these bytes; a taken name gets a number. Blocking.
 
+        `token` is the caller's own for this very file: what an earlier life left half written under it is removed.
         With `adopt` a file of these very bytes under one of the names is taken for it: an earlier life wrote it.
 
         Raises:
@@ -97,7 +98,9 @@ class OutputRoot:
         """
         where = (Path("/") if name.absolute else self._path).joinpath(*name.folders)
         with _translated(where), self._folder(name) as folder:
-            temporary = f"{TEMPORARY}{secrets.token_hex(8)}.tmp"
+            temporary = f"{TEMPORARY}{token}.tmp"
+            with contextlib.suppress(FileNotFoundError):
+                self._disk.unlink(folder, temporary)
             self._write(folder, temporary, data)
             try:
                 taken = self._take(folder, temporary, name, digest(data) if adopt else None)

@@ -5,6 +5,7 @@ through to the API, never refused and never claimed. A model that is not in the 
 with a warning, because new ones appear.
 """
 
+import re
 from datetime import date
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,11 @@ from tools.errors import Refused
 DATA = Path(__file__).with_name("models.json")
 COMPRESSED = ("jpeg", "webp")
 CAN_BE_TRANSPARENT = ("png", "webp")
-WARN_DAYS_BEFORE_GONE = 30
+BACKGROUNDS = ("auto", "opaque", "transparent")
+MODERATIONS = ("auto", "low")
+FORMATS = ("png", "webp", "jpeg", "gif", "svg")  # what `pictures` can vet; nothing else is ordered, whatever the model
+SHOWN_CHARACTERS_MAX = 60
+_SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
 
 class CustomSize(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,24 +40,42 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     source: str
     prompt_characters_max: int
     count_max: int
+    edit_inputs_max: int
+    edit_input_bytes_max: int
+    mask_bytes_max: int
+    partial_images_max: int
+    popular_sizes: tuple[str, ...]
     custom_size: CustomSize
 
 
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`gone_from` is the first day on which it no longer answers; None: not announced. `transparent` None: unknown."""
+    """What one model can do. None: unknown. An empty tuple: it has no such parameter.
+
+    `released` is a day or a month. `gone_from` is the first day on which it no longer answers; None: not announced.
+    `qualities` and `complexity` go from the cheapest to the dearest. `formats_unconfirmed` may work.
+    """
 
     name: str
     source: str
-    released: date | None
+    released: str | None
     custom_sizes: bool
     sizes: tuple[str, ...]
     qualities: tuple[str, ...]
     formats: tuple[str, ...]
+    formats_unconfirmed: tuple[str, ...]
     transparent: bool | None
+    input_fidelity: tuple[str, ...] | None
+    markup: bool | None
+    complexity: tuple[str, ...] | None
+    streaming: bool | None
     aliases: tuple[str, ...] = ()
     gone_from: date | None = None
     replacement: str = ""
     notes: dict[str, str] = {}
+
+    @property
+    def dearest_quality(self) -> str | None:
+        return self.qualities[-1] if self.qualities else None
 
 
 class Catalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,6 +88,10 @@ class Catalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def find(self, name: str) -> Model | None:
         """By name or snapshot."""
         return next((model for model in self.models if name == model.name or name in model.aliases), None)
+
+    def sizes(self, model: Model) -> tuple[str, ...]:
+        """Sizes to offer: all of them, or the usual ones of a model that takes any size."""
+        return self.limits.popular_sizes if model.custom_sizes else model.sizes
 
     def usable_names(self, today: date) -> tuple[str, ...]:
         return tuple(m.name for m in self.models if m.gone_from is None or today < m.gone_from)
@@ -81,32 +108,13 @@ def check(request: ImageRequest, prompt: str, today: date) -> tuple[str, ...]:
     Raises:
         Refused: it cannot succeed; the sentence names the value, what is allowed and what to take instead.
     """
-    limits = catalogue().limits
-    if not prompt.strip():
-        raise Refused("prompt is empty; say what to draw.", code="bad_arguments", argument="prompt")
-    if len(prompt) > limits.prompt_characters_max:
-        raise Refused(
-            f"prompt has {len(prompt):,} characters; at most {limits.prompt_characters_max:,} are allowed.",
-            code="bad_arguments",
-            argument="prompt",
-        )
-    if not 1 <= request.count <= limits.count_max:
-        raise Refused(
-            f"sample_count is {request.count}; allowed is 1 to {limits.count_max}.",
-            code="bad_arguments",
-            argument="sample_count",
-        )
-    _check_format(request)
+    _check_prompt(prompt)
+    _check_plain_parameters(request)
     model = catalogue().find(request.model)
     if model is None:
-        known = f"The model {request.model} is not in the catalogue of {catalogue().as_of}; it is passed on as it is."
-        return (known, *_check_size_text(request))
-    warnings = _check_age(model, today)
-    _check_capabilities(model, request)
-    warnings += _check_size(model, request)
-    if request.background == "transparent" and "transparent" in model.notes:
-        warnings += (f"A transparent background with {model.name}: {model.notes['transparent']}.",)
-    return warnings
+        shown = _shown(request.model)
+        return (f"The model {shown} is not in the catalogue of {catalogue().as_of}; it is passed on as it is.",)
+    return (*_check_age(model, today), *_check_capabilities(model, request), *_check_size(model, request))
 
 
 def nearest_size(model: Model, width: int, height: int) -> str:
@@ -127,20 +135,50 @@ def nearest_size(model: Model, width: int, height: int) -> str:
     return f"{w}x{h}"
 
 
+def _check_prompt(prompt: str) -> None:
+    characters_max = catalogue().limits.prompt_characters_max
+    if not prompt.strip():
+        raise _no("prompt is empty; say what to draw.", "prompt")
+    if len(prompt) > characters_max:
+        raise _no(f"prompt has {len(prompt):,} characters; at most {characters_max:,} are allowed.", "prompt")
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise _no("prompt contains half of a surrogate pair, which no text can hold; send it as valid Unicode.", "prompt")
+
+
+def _check_plain_parameters(request: ImageRequest) -> None:
+    """What holds for every model, also for one that we do not know."""
+    if not (request.model and request.model.isascii() and request.model.isprintable()):
+        raise _no(f"model is {_shown(request.model)!r}; give a name such as {catalogue().default}.", "model")
+    count_max = catalogue().limits.count_max
+    if not 1 <= request.count <= count_max:
+        raise _no(f"sample_count is {request.count}; allowed is 1 to {count_max}.", "sample_count")
+    if request.size != "auto" and _SIZE.fullmatch(request.size) is None:
+        raise Refused(
+            f"size is {_shown(request.size)!r}; write it as WIDTHxHEIGHT, such as 1024x1024, or auto.",
+            code="unsupported_size",
+            argument="size",
+        )
+    for value, allowed, argument in (
+        (request.output_format, FORMATS, "output_format"),
+        (request.background, BACKGROUNDS, "background"),
+        (request.moderation, MODERATIONS, "moderation"),
+    ):
+        if value not in allowed:
+            raise _no(f"{argument} is {_shown(value)!r}; allowed is {', '.join(allowed)}.", argument)
+    _check_format(request)
+
+
 def _check_format(request: ImageRequest) -> None:
     if request.background == "transparent" and request.output_format not in CAN_BE_TRANSPARENT:
-        raise Refused(
-            f"A transparent background needs output_format png or webp, not {request.output_format}.",
-            code="bad_arguments",
-            argument="output_format",
-        )
+        raise _no(f"A transparent background needs output_format png or webp, not {request.output_format}.", "output_format")
     compression = request.output_compression
     if compression is not None and (request.output_format not in COMPRESSED or not 0 <= compression <= 100):
-        raise Refused(
+        raise _no(
             f"output_compression is {compression} with {request.output_format}; it is 0 to 100, for jpeg and webp.",
-            code="bad_arguments",
-            argument="output_compression",
+            "output_compression",
         )
+    if request.output_format == "svg" and request.count != 1:
+        raise _no(f"sample_count is {request.count}; svg is drawn one at a time.", "sample_count")
 
 
 def _check_age(model: Model, today: date) -> tuple[str, ...]:
@@ -152,36 +190,44 @@ def _check_age(model: Model, today: date) -> tuple[str, ...]:
             code="model_retired",
             argument="model",
         )
-    if (model.gone_from - today).days <= WARN_DAYS_BEFORE_GONE:
-        return (f"OpenAI shuts {model.name} down on {model.gone_from}; change to {model.replacement} before that.",)
-    return ()
+    return (f"OpenAI shuts {model.name} down on {model.gone_from}; change to {model.replacement} before that.",)
 
 
-def _check_capabilities(model: Model, request: ImageRequest) -> None:
+def _check_capabilities(model: Model, request: ImageRequest) -> tuple[str, ...]:
     if request.quality != "auto" and request.quality not in model.qualities:
         raise Refused(
-            f"{model.name} has no quality {request.quality}; it has {', '.join(model.qualities)} and auto.",
+            f"{model.name} has no quality {_shown(request.quality)}; it has {', '.join(model.qualities)} and auto.",
             code="unsupported_quality",
             argument="quality",
         )
-    if request.output_format not in model.formats:
+    if request.output_format not in model.formats + model.formats_unconfirmed:
         raise Refused(
             f"{model.name} does not draw {request.output_format}; it draws {', '.join(model.formats)}.",
             code="unsupported_format",
             argument="output_format",
         )
-    if request.background == "transparent" and model.transparent is False:
-        raise Refused(
-            f"{model.name} cannot draw a transparent background; use {catalogue().default}.",
-            code="unsupported_background",
-            argument="transparent_background",
-        )
+    warnings = []
+    if request.output_format in model.formats_unconfirmed:
+        warnings.append(f"Whether {model.name} draws {request.output_format} is not known; OpenAI may refuse it.")
+    if request.output_format in model.notes:
+        warnings.append(f"{request.output_format} with {model.name}: {model.notes[request.output_format]}.")
+    if request.background == "transparent":
+        if model.transparent is False:
+            raise Refused(
+                f"{model.name} cannot draw a transparent background; use {catalogue().default}.",
+                code="unsupported_background",
+                argument="transparent_background",
+            )
+        if model.transparent is None:
+            warnings.append(f"Whether {model.name} draws transparent backgrounds is not known; OpenAI may refuse it.")
+        if "transparent" in model.notes:
+            warnings.append(f"A transparent background with {model.name}: {model.notes['transparent']}.")
+    return tuple(warnings)
 
 
 def _check_size(model: Model, request: ImageRequest) -> tuple[str, ...]:
     if request.size == "auto":
         return ()
-    _check_size_text(request)
     width, height = _edges(request.size)
     if not model.custom_sizes:
         if request.size in model.sizes:
@@ -193,19 +239,6 @@ def _check_size(model: Model, request: ImageRequest) -> tuple[str, ...]:
         raise _no_size(fault, request, nearest_size(model, width, height))
     if width * height > catalogue().limits.custom_size.experimental_above_pixels:
         return (f"{request.size} is larger than 2560x1440; OpenAI calls such sizes experimental.",)
-    return ()
-
-
-def _check_size_text(request: ImageRequest) -> tuple[str, ...]:
-    if request.size != "auto":
-        try:
-            _edges(request.size)
-        except ValueError:
-            raise Refused(
-                f"size is {request.size!r}; write it as WIDTHxHEIGHT, such as 1024x1024, or auto.",
-                code="unsupported_size",
-                argument="size",
-            ) from None
     return ()
 
 
@@ -234,8 +267,16 @@ def _fault(width: int, height: int) -> str | None:
 
 
 def _edges(size: str) -> tuple[int, int]:
-    """Raises ValueError for what is not WIDTHxHEIGHT with positive whole numbers."""
+    """Of a size that has the shape of one."""
     width, _, height = size.partition("x")
-    if not (width.isascii() and width.isdigit() and height.isascii() and height.isdigit() and int(width) and int(height)):
-        raise ValueError(size)
     return int(width), int(height)
+
+
+def _no(sentence: str, argument: str) -> Refused:
+    return Refused(sentence, code="bad_arguments", argument=argument)
+
+
+def _shown(value: str) -> str:
+    """Bounded and without what acts on a terminal; it goes into a sentence."""
+    cut = value if len(value) <= SHOWN_CHARACTERS_MAX else value[:SHOWN_CHARACTERS_MAX] + "…"
+    return "".join(c if c.isprintable() else "?" for c in cut)

@@ -8,9 +8,11 @@ says whether it may have been billed. Source of codes and classes: OpenAI's erro
 
 import base64
 import binascii
+import email.utils
+import math
 import re
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -18,7 +20,9 @@ from eventlog.values import Billed, ImageRequest, Rendered, Usage
 from tools.pictures import BadPicture, measure
 
 MESSAGE_CHARACTERS_MAX = 500
-RETRY_AFTER_SECONDS_MAX = 3600.0
+RETRY_AFTER_SECONDS_MAX = 86_400.0  # whoever asks for more is not waited for anyway
+TOKENS_MAX = 10**12  # a larger count is a mistake, and would not fit the index
+CATEGORIES_MAX = 10
 
 Retry = Literal["never", "later"]
 
@@ -46,6 +50,7 @@ _BILLING = {
     "organization_usage_limit_exceeded",
 }
 _MODERATION = {"moderation_blocked", "content_policy_violation"}
+_KEY = re.compile(r"\b(sk-|Bearer )[A-Za-z0-9_*.+/=-]{8,}")
 _SURELY_OPENAI = {500, 503}  # with OpenAI's own JSON error; 502, 504 and 52x come from gateways before it
 
 
@@ -70,10 +75,14 @@ class Reply(NamedTuple):
     usage: Usage | None
     rendered: Rendered
     request_id: str
+    created: int | None = None
 
 
 class Failure(NamedTuple):
-    """`retry` later: it may be sent again without being paid twice. `kept`: bytes of a reply that may be paid for."""
+    """`retry` later: it may be sent again without being paid twice. `kept`: bytes of a reply that may be paid for.
+
+    `message` has at most 500 printable characters. `categories` are moderation's, if it named any.
+    """
 
     code: str
     message: str
@@ -84,6 +93,7 @@ class Failure(NamedTuple):
     request_id: str = ""
     kept: bytes = b""
     usage: Usage | None = None
+    categories: tuple[str, ...] = ()
 
 
 class _Body(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -104,27 +114,36 @@ class _Datum(msgspec.Struct):
     b64_json: str | None = None
 
 
+_Tokens = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
+_NOTHING = msgspec.Raw(b"null")
+
+
 class _TokenDetails(msgspec.Struct):
-    text_tokens: int | None = None
-    image_tokens: int | None = None
+    text_tokens: _Tokens | None = None
+    image_tokens: _Tokens | None = None
 
 
 class _Usage(msgspec.Struct):
-    input_tokens: int = 0
-    output_tokens: int = 0
-    total_tokens: int = 0
+    """Without the two sums it is no usage: a missing count is unknown, not zero."""
+
+    input_tokens: _Tokens
+    output_tokens: _Tokens
+    total_tokens: _Tokens | None = None
     input_tokens_details: _TokenDetails | None = None
     output_tokens_details: _TokenDetails | None = None
 
 
 class _Answer(msgspec.Struct):
+    """What is not the pictures is `Raw`: an oddity in it must not cost a picture that is paid for."""
+
     data: list[_Datum] | None = None
-    usage: _Usage | None = None
-    background: str | None = None
-    output_format: str | None = None
-    quality: str | None = None
-    size: str | None = None
-    error: msgspec.Raw = msgspec.Raw(b"null")
+    created: msgspec.Raw = _NOTHING
+    usage: msgspec.Raw = _NOTHING
+    background: msgspec.Raw = _NOTHING
+    output_format: msgspec.Raw = _NOTHING
+    quality: msgspec.Raw = _NOTHING
+    size: msgspec.Raw = _NOTHING
+    error: msgspec.Raw = _NOTHING
 
 
 class _Moderation(msgspec.Struct):
@@ -133,15 +152,28 @@ class _Moderation(msgspec.Struct):
 
 
 class _Error(msgspec.Struct):
-    message: str | None = None
-    type: str | None = None
-    param: str | None = None
-    code: str | None = None
-    moderation_details: _Moderation | None = None
+    message: msgspec.Raw = _NOTHING
+    type: msgspec.Raw = _NOTHING
+    param: msgspec.Raw = _NOTHING
+    code: msgspec.Raw = _NOTHING
+    moderation_details: msgspec.Raw = _NOTHING
 
 
 class _ErrorBody(msgspec.Struct):
     error: _Error
+
+
+class _Said(NamedTuple):
+    """OpenAI's error object. Empty where it says nothing."""
+
+    message: str
+    type: str
+    param: str
+    code: str
+    moderation: _Moderation
+
+
+T = TypeVar("T")
 
 
 def build(request: ImageRequest, prompt: str) -> ApiRequest:
@@ -182,21 +214,21 @@ def read(request: ImageRequest, status: int, headers: Mapping[str, str], body: b
         failure = _refused(status, headers, body)
         blocked = failure.code == "moderation_blocked"
         return failure._replace(billed="no" if blocked else "unknown", retry="never", request_id=request_id, kept=body)
+    usage = _usage(answer)
     try:
         images = _images(request, answer)
     except BadPicture as exc:
-        message = f"OpenAI answered, and charged, but not with what was asked: {exc}."
-        usage = _usage(answer.usage)
+        message = _sentence(f"OpenAI answered, and charged, but not with what was asked: {exc}")
         return Failure("bad_reply", message, "yes", status=status, request_id=request_id, kept=body, usage=usage)
-    return Reply(images, _usage(answer.usage), _rendered(answer), request_id)
+    return Reply(images, usage, _rendered(answer), request_id, _as(int, answer.created))
 
 
 def transport_failure(kind: Literal["not_sent", "outcome_unknown"], why: str) -> Failure:
     """For whoever carries: a request that never left, or one whose answer never came whole."""
     if kind == "not_sent":
-        return Failure("not_sent", f"OpenAI could not be reached: {printable(why)}.", "no", retry="later")
-    message = f"The connection ended before the answer was complete ({printable(why)}), so OpenAI may have charged for it."
-    return Failure("outcome_unknown", message, "unknown")
+        return Failure("not_sent", _sentence(f"OpenAI could not be reached: {why}"), "no", retry="later")
+    message = f"The answer did not come whole, so OpenAI may have charged for it: {why}"
+    return Failure("outcome_unknown", _sentence(message), "unknown")
 
 
 def next_step(code: str) -> str:
@@ -204,8 +236,9 @@ def next_step(code: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Text from outside, bounded, without what acts on a terminal or hides from a reader."""
-    return "".join(c if c.isprintable() else " " for c in text[:MESSAGE_CHARACTERS_MAX]).strip().rstrip(".")
+    """Text from outside, bounded, without what acts on a terminal, hides from a reader, or looks like a key."""
+    clean = "".join(c if c.isprintable() else " " for c in text[: 2 * MESSAGE_CHARACTERS_MAX])
+    return _KEY.sub(r"\1…", clean)[: MESSAGE_CHARACTERS_MAX - 1].strip().rstrip(".")
 
 
 def _images(request: ImageRequest, answer: _Answer) -> tuple[ReplyImage, ...]:
@@ -222,6 +255,8 @@ def _image(request: ImageRequest, datum: _Datum, number: int) -> ReplyImage:
         data = base64.b64decode(datum.b64_json, validate=True)
     except (binascii.Error, ValueError) as exc:
         raise BadPicture(f"picture {number} is not base64 ({exc})") from exc
+    if base64.b64encode(data[-(len(data) % 3 or 3) :]).decode() != datum.b64_json[-4:]:
+        raise BadPicture(f"picture {number} is not base64 as it should be: bits are left over at its end")
     found = measure(data)
     if found.format != request.output_format:
         raise BadPicture(f"picture {number} is {found.format} where {request.output_format} was ordered")
@@ -230,14 +265,24 @@ def _image(request: ImageRequest, datum: _Datum, number: int) -> ReplyImage:
     return ReplyImage(data, found.format, found.width, found.height)
 
 
-def _usage(usage: _Usage | None) -> Usage | None:
+def _as(kind: type[T], raw: msgspec.Raw) -> T | None:
+    """None for whatever is not of that kind."""
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _usage(answer: _Answer) -> Usage | None:
+    usage = _as(_Usage, answer.usage)
     if usage is None:
         return None
     into, out = usage.input_tokens_details or _TokenDetails(), usage.output_tokens_details or _TokenDetails()
+    total = usage.total_tokens
     return Usage(
         input_tokens=usage.input_tokens,
         output_tokens=usage.output_tokens,
-        total_tokens=usage.total_tokens,
+        total_tokens=usage.input_tokens + usage.output_tokens if total is None else total,
         input_text_tokens=into.text_tokens,
         input_image_tokens=into.image_tokens,
         output_text_tokens=out.text_tokens,
@@ -246,51 +291,72 @@ def _usage(usage: _Usage | None) -> Usage | None:
 
 
 def _rendered(answer: _Answer) -> Rendered:
+    def short(raw: msgspec.Raw) -> str:
+        return printable(_as(str, raw) or "")[:20]
+
     return Rendered(
-        size=printable(answer.size or "")[:20],
-        quality=printable(answer.quality or "")[:20],
-        background=printable(answer.background or "")[:20],
-        output_format=printable(answer.output_format or "")[:20],
+        size=short(answer.size),
+        quality=short(answer.quality),
+        background=short(answer.background),
+        output_format=short(answer.output_format),
     )
 
 
-def _refused(status: int, headers: Mapping[str, str], body: bytes) -> Failure:
+def _said(body: bytes) -> _Said | None:
+    """None if it is not OpenAI's JSON: a gateway's page, or an object that says nothing."""
     try:
         error = msgspec.json.decode(body, type=_ErrorBody).error
     except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    message, kind, param, code = (_as(str, raw) or "" for raw in (error.message, error.type, error.param, error.code))
+    if not (message or code):
+        return None
+    return _Said(message, kind, param, code, _as(_Moderation, error.moderation_details) or _Moderation())
+
+
+def _refused(status: int, headers: Mapping[str, str], body: bytes) -> Failure:
+    said = _said(body)
+    if said is None:
         return _not_openai(status, headers)
-    code = error.code or ""
-    said = printable(error.message or "no reason given")
-    if code in _MODERATION:
-        return Failure("moderation_blocked", said + _categories(error), "no", status=status)
+    message = _sentence(said.message or said.code)
+    if said.code in _MODERATION:
+        return _moderated(said, status)
+    if 400 <= status < 500 and (said.code in _BILLING or said.type == "insufficient_quota"):
+        return Failure("quota_exhausted", message, "no", status=status)
     if status == 429:
-        if code in _BILLING or error.type == "insufficient_quota":
-            return Failure("quota_exhausted", said, "no", status=status)
-        wait = _retry_after(headers, error.message or "")
-        return Failure("rate_limited", said, "no", retry="later", retry_after_seconds=wait, status=status)
+        wait = _retry_after(headers, said.message)
+        return Failure("rate_limited", message, "no", retry="later", retry_after_seconds=wait, status=status)
     if status in _SURELY_OPENAI:
         wait = _retry_after(headers, "")
-        return Failure("server_error", said, "no", retry="later", retry_after_seconds=wait, status=status)
+        return Failure("server_error", message, "no", retry="later", retry_after_seconds=wait, status=status)
     if status >= 500 or status in (200, 408):
-        return Failure("outcome_unknown", said, "unknown", status=status)
-    return Failure(_client_error(status, error), said, "no", status=status)
+        return Failure("outcome_unknown", message, "unknown", status=status)
+    return Failure(_client_error(status, said), message, "no", status=status)
 
 
-def _client_error(status: int, error: _Error) -> str:
-    message = (error.message or "").lower()
+def _moderated(said: _Said, status: int) -> Failure:
+    stage = said.moderation.moderation_stage
+    categories = tuple(printable(category)[:40] for category in (said.moderation.categories or [])[:CATEGORIES_MAX])
+    why = f" (at the {printable(stage)[:40]} stage)" if stage else ""
+    why += f" (categories: {', '.join(categories)})" if categories else ""
+    text = printable(said.message or said.code)[: max(0, MESSAGE_CHARACTERS_MAX - len(why) - 1)]
+    return Failure("moderation_blocked", _sentence(text + why), "no", status=status, categories=categories)
+
+
+def _client_error(status: int, said: _Said) -> str:
     if status == 401:
         return "invalid_key"
     if status == 403:
         # There is no code for it: the word in the message is all there is.
-        return "org_unverified" if "verified" in message else "not_permitted"
-    if status == 404 or error.code == "model_not_found" or (error.param == "model" and error.code == "invalid_value"):
+        return "org_unverified" if "verified" in said.message.lower() else "not_permitted"
+    if status == 404 or said.code == "model_not_found" or (said.param == "model" and said.code == "invalid_value"):
         return "model_unavailable"
     return "bad_request"
 
 
 def _not_openai(status: int, headers: Mapping[str, str]) -> Failure:
     kind = printable(headers.get("content-type", "no content type"))
-    said = f"HTTP {status} came with {kind} instead of OpenAI's JSON"
+    said = _sentence(f"HTTP {status} came with {kind[:80]} instead of OpenAI's JSON")
     if status == 429:
         wait = _retry_after(headers, "")
         return Failure("rate_limited", said, "no", retry="later", retry_after_seconds=wait, status=status)
@@ -298,15 +364,11 @@ def _not_openai(status: int, headers: Mapping[str, str]) -> Failure:
         return Failure("invalid_key", said, "no", status=status)
     if 400 <= status < 500 and status != 408:
         return Failure("bad_request", said, "no", status=status)
-    return Failure("outcome_unknown", said + "; the picture may have been paid for", "unknown", status=status)
+    return Failure("outcome_unknown", said + " The picture may have been paid for.", "unknown", status=status)
 
 
-def _categories(error: _Error) -> str:
-    details = error.moderation_details
-    if details is None or not (details.categories or details.moderation_stage):
-        return ""
-    categories = ", ".join(printable(category) for category in (details.categories or [])[:10])
-    return f" (at the {printable(details.moderation_stage or 'unknown')} stage: {categories or 'no category given'})"
+def _sentence(text: str) -> str:
+    return printable(text) + "."
 
 
 def _retry_after(headers: Mapping[str, str], message: str) -> float | None:
@@ -316,9 +378,23 @@ def _retry_after(headers: Mapping[str, str], message: str) -> float | None:
             seconds = float(headers.get(name, "")) / scale
         except ValueError:
             continue
-        if 0 <= seconds < RETRY_AFTER_SECONDS_MAX * 24:
-            return seconds
-    hint = re.search(r"try again in (\d{1,6}(?:\.\d{1,3})?)(ms|s|m)\b", message)
-    if hint is None:
+        if seconds >= 0 and not math.isnan(seconds):
+            return min(seconds, RETRY_AFTER_SECONDS_MAX)
+    date = _seconds_between(headers.get("date", ""), headers.get("retry-after", ""))
+    if date is not None:
+        return date
+    hint = re.search(r"try again in (?:(\d{1,4})h)?(?:(\d{1,4})m(?!s))?(?:(\d{1,6}(?:\.\d{1,6})?)(ms|s))?", message)
+    if hint is None or not any(hint.groups()):
         return None
-    return float(hint[1]) * {"ms": 0.001, "s": 1.0, "m": 60.0}[hint[2]]
+    hours, minutes, rest, unit = hint.groups()
+    seconds = float(rest or 0) * (0.001 if unit == "ms" else 1.0) + 60.0 * int(minutes or 0) + 3600.0 * int(hours or 0)
+    return min(seconds, RETRY_AFTER_SECONDS_MAX)
+
+
+def _seconds_between(start: str, end: str) -> float | None:
+    """Of two HTTP dates. The server's own clock says what its date means, so ours does not matter."""
+    try:
+        seconds = (email.utils.parsedate_to_datetime(end) - email.utils.parsedate_to_datetime(start)).total_seconds()
+    except (ValueError, TypeError):
+        return None
+    return min(max(0.0, seconds), RETRY_AFTER_SECONDS_MAX)

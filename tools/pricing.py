@@ -4,6 +4,7 @@ Rule: integer micro-dollars and exact fractions, never floats. What has no publi
 never zero. Rates, token tables and the token formula stand in `prices.json` with date and source.
 """
 
+import re
 from collections.abc import Mapping
 from datetime import date
 from fractions import Fraction
@@ -17,6 +18,7 @@ from eventlog.values import Backend, Cost, CostRange, ImageRequest, MicroUSD, Us
 from tools.models import catalogue
 
 DATA = Path(__file__).with_name("prices.json")
+_SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
 
 class _Factor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,8 +62,11 @@ class PriceTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     legacy_tokens_source: str
     models: tuple[_Price, ...]
 
+    def age_days(self, today: date) -> int:
+        return (today - self.as_of).days
+
     def is_stale(self, today: date) -> bool:
-        return (today - self.as_of).days > self.stale_after_days
+        return self.age_days(today) > self.stale_after_days
 
 
 @cache
@@ -73,7 +78,8 @@ def estimate(request: ImageRequest, prompt: str) -> CostRange:
     """The least and the most that the request may cost. None where there is no published bound.
 
     The upper bound holds for every choice that `auto` leaves to the API among the qualities of the model and
-    the usual sizes, and counts a token for every UTF-8 byte of the prompt: no tokenizer makes more.
+    the usual sizes. It counts a token for every UTF-8 byte of the prompt, because no tokenizer makes more, and the
+    prompt once for every picture, because whether it is billed once or for each of them is not published.
     """
     price = _price(request.model)
     images = _image_tokens(price, request) if price else None
@@ -83,7 +89,7 @@ def estimate(request: ImageRequest, prompt: str) -> CostRange:
     text_most = overhead + len(prompt.encode("utf-8", "surrogatepass"))
     out, text = Fraction(price.image_out), Fraction(price.text_in)
     least = request.count * images[0] * out + overhead * text
-    most = request.count * images[1] * out + text_most * text
+    most = request.count * (images[1] * out + text_most * text)
     return CostRange(low=MicroUSD(floor(least)), high=MicroUSD(ceil(most)), table=table().version)
 
 
@@ -163,8 +169,10 @@ def _tokens(price: _Price, size: str, quality: str) -> tuple[Fraction, Fraction]
     shape = price.factors.get(quality)
     if shape is None:
         return None
-    width, height = (int(edge) for edge in size.split("x"))
-    tokens = _formula(shape.factor, width, height)
+    edges = _SIZE.fullmatch(size)
+    if edges is None:
+        return None
+    tokens = _formula(shape.factor, int(edges[1]), int(edges[2]))
     return tokens * Fraction(shape.times[0]), tokens * Fraction(shape.times[1])
 
 

@@ -133,12 +133,11 @@ def test_a_posted_fact_rides_along_and_is_written_soon_in_any_case(tmp_path: Pat
 
 def test_what_is_pending_at_the_end_is_still_written(tmp_path: Path) -> None:
     async def main() -> None:
-        with opened(tmp_path) as house:
-            with trio.CancelScope() as everything:
-                async with house.ledger.writing():
-                    await house.ledger.post(say(requested("a")))
-                    everything.cancel()
-                    await trio.sleep_forever()
+        with opened(tmp_path) as house, trio.CancelScope() as everything:
+            async with house.ledger.writing():
+                await house.ledger.post(say(requested("a")))
+                everything.cancel()
+                await trio.sleep_forever()
         assert positions(tmp_path) == [1, 2]
 
     run(main)

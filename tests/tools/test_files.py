@@ -2,6 +2,7 @@
 
 import errno
 import os
+import secrets
 import stat
 import threading
 from collections.abc import Iterator
@@ -46,19 +47,25 @@ def snapshot(tree: Path) -> dict[str, object]:
     return found
 
 
-def place(root: Path, argument: str, *, any_path: bool = False, kind: str = "png", adopt: bool = False) -> Path:
+def place(root: Path, argument: str, *, any_path: bool = False, adopt: bool = False, token: str = "") -> Path:
     with OutputRoot.open(root, any_path=any_path) as opened:
-        return opened.place(opened.parse(argument, output_format=kind), DATA, adopt=adopt)
+        name = opened.parse(argument, output_format="png")
+        return opened.place(name, DATA, token=token or secrets.token_hex(4), adopt=adopt)
 
 
 ATTACKS = [
-    "", ".", "./", "/", "sub/", "sub/.", "..", "../x.png", "a/../../x.png", "a/../x.png", "x/..", "....//x.png/..", "~", "~/",
+    "", ".", "./", "/", "sub/", "sub/.", "..",
+    "../x.png", "a/../../x.png", "a/../x.png", "x/..", "....//x.png/..", "~", "~/",
     "~root/x.png", "~nobody/x.png", "/etc/cron.d/x.png", "/tmp/x.png", "//etc/x.png", "/proc/self/fd/1", "/dev/null",
-    "C:\\x.png", "\\\\server\\x.png", "a\\..\\..\\x.png", "http://evil/x.png", "file:///etc/x.png", "x\0.png", "a\nb.png", "a\rb.png",
-    "a\x1b[31m.png", "a\u202epng.exe", "a\u200b.png", "a\u2028.png", "a\ufeff.png", "a\U000e0041.png", "a\ufe0f.png", "a\ue000.png",
-    "a\ufdd0.png", "con", "NUL.png", "com1.png", "COM¹.png", "lpt9.txt", "a:b.png", "a<b.png", 'a"b.png', "a|b.png", "a?b.png", "a*.png",
+    "C:\\x.png", "\\\\server\\x.png", "a\\..\\..\\x.png", "http://evil/x.png",
+    "file:///etc/x.png", "x\0.png", "a\nb.png", "a\rb.png",
+    "a\x1b[31m.png", "a\u202epng.exe", "a\u200b.png", "a\u2028.png",
+    "a\ufeff.png", "a\U000e0041.png", "a\ufe0f.png", "a\ue000.png",
+    "a\ufdd0.png", "con", "NUL.png", "com1.png", "COM¹.png",
+    "lpt9.txt", "a:b.png", "a<b.png", 'a"b.png', "a|b.png", "a?b.png", "a*.png",
     ".hidden.png", "-rf.png", " lead.png", "sub/.ssh/x.png", "trail .", "a/b /x.png", "a./x.png", "x" * 300, "漢" * 70,
-    "/".join("d" * 17) + "/x.png", "a/" * 600 + "x.png", "/mnt/user-data/outputs/x.png", "/mnt/transcripts/x.png", "link/x.png",
+    "/".join("d" * 17) + "/x.png", "a/" * 600 + "x.png",
+    "/mnt/user-data/outputs/x.png", "/mnt/transcripts/x.png", "link/x.png",
     "link/../x.png", "taken.png/x.png", "fifo.png/x.png", "canary.png/x",
 ]  # fmt: skip
 
@@ -137,7 +144,7 @@ def test_numbered_pictures_keep_their_folder_and_never_replace(tree: Path) -> No
     (root / "v1.2" / "keep_1.png").write_bytes(b"MY PRECIOUS FILE")
     with OutputRoot.open(root, any_path=False) as opened:
         name = opened.parse("v1.2/keep", output_format="png")
-        paths = [opened.place(name.numbered(n), DATA) for n in (1, 2)]
+        paths = [opened.place(name.numbered(n), DATA, token=str(n)) for n in (1, 2)]
     assert [path.name for path in paths] == ["keep_1_1.png", "keep_2.png"]
     assert (root / "v1.2" / "keep_1.png").read_bytes() == b"MY PRECIOUS FILE"
 
@@ -159,6 +166,12 @@ def test_an_adopted_file_is_the_one_an_earlier_life_wrote(tree: Path) -> None:
     assert place(root, "taken.png", adopt=True) == first
     assert place(root, "taken.png") != first
     assert not [p for p in root.iterdir() if p.name.startswith(TEMPORARY)]
+
+
+def test_what_an_earlier_life_left_half_written_is_removed_by_the_next(tmp_path: Path) -> None:
+    (tmp_path / f"{TEMPORARY}job-1.tmp").write_bytes(b"half")
+    assert place(tmp_path, "x.png", token="job-1").read_bytes() == DATA
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
 
 
 class FailingDisk(Disk):
@@ -193,7 +206,7 @@ def test_a_disk_that_says_no_leaves_nothing_behind(call: str, number: int, code:
     with OutputRoot.open(tmp_path / "root", any_path=False) as opened:
         opened._disk = FailingDisk(call, number)
         with pytest.raises(FileFailed) as caught:
-            opened.place(opened.parse("x.png", output_format="png"), DATA)
+            opened.place(opened.parse("x.png", output_format="png"), DATA, token="t")
     assert caught.value.code == code and str(tmp_path) in str(caught.value)
     assert list((tmp_path / "root").iterdir()) == []
 
