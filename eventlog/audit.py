@@ -5,6 +5,7 @@ from datetime import UTC
 from pathlib import Path
 from typing import NamedTuple
 
+from eventlog.disk import Disk
 from eventlog.errors import IllegalTransition, LogCorrupt, LogTooNew
 from eventlog.events import (
     AttemptFailed,
@@ -21,10 +22,11 @@ from eventlog.events import (
     ReplyReceived,
 )
 from eventlog.jobs import JobBoard
-from eventlog.segments import START, read_log
-from eventlog.values import JobId, MicroUSD, Position, Sha256, Words
+from eventlog.segments import START, Mark, Scan, located, read_log, segment_name, segment_starts
+from eventlog.values import CostRange, JobId, MicroUSD, Position, Sha256, Words
 
 PROMPT_SHOWN_MAX = 200
+IDEOGRAPHIC_SPACE = "\u3000"  # between Japanese words; Python does not call it printable
 
 
 class Fault(NamedTuple):
@@ -34,35 +36,73 @@ class Fault(NamedTuple):
 
 
 class Verification(NamedTuple):
-    """`fault` is the first one found; what stands before it is sound."""
+    """`fault` is the first one found; what stands before it is sound.
+
+    `mark` is the last commit that was read. `unfinished_bytes` follow the last sound line: a write under way, or
+    the torn end that the next start sets aside.
+    """
 
     commits: int
-    head: Position
-    head_hash: Sha256
+    segments: int
+    mark: Mark
+    unfinished_bytes: int
     fault: Fault | None
 
+    @property
+    def head(self) -> Position:
+        return self.mark.position
 
-def verify(directory: Path) -> Verification:
-    """Every hash, every link of the chain, every word against its digest, every transition of every job."""
+    @property
+    def head_hash(self) -> Sha256:
+        return self.mark.hash
+
+
+def verify(directory: Path, disk: Disk | None = None) -> Verification:
+    """Every hash, every link of the chain, every word against its digest, every transition of every job.
+
+    Raises:
+        OSError: there is no log at `directory`, or the disk cannot be read.
+    """
+    disk = disk or Disk()
+    descriptor = disk.open_directory(directory)
+    try:
+        segments = segment_starts(disk.names(descriptor))
+        scan = Scan(disk, descriptor, segments, None)
+        mark, fault = _follow(scan)
+        unfinished = 0
+        if fault is None and segments:
+            unfinished = max(0, segments[-1] + _size(disk, descriptor, segments[-1]) - scan.end)
+    finally:
+        disk.close(descriptor)
+    return Verification(mark.position, len(segments), mark, unfinished, fault)
+
+
+def _follow(scan: Scan) -> tuple[Mark, Fault | None]:
     board = JobBoard()
     mark = START
-    commits = 0
-    fault = None
     try:
-        for commit, mark, forgotten in read_log(directory, None):
-            commits += 1
+        for found in scan:
+            commit, mark, forgotten = located(found)
             if forgotten:
-                fault = Fault(mark.position, mark.offset, f"the words of commit {mark.position} are gone, and no fact says why")
-                break
+                why = f"the words of commit {mark.position} are gone, and no fact says why"
+                return mark, Fault(mark.position, mark.offset, why)
             board.apply(commit)
             board.drop_over(commit.position)
     except IllegalTransition as exc:
-        fault = Fault(mark.position, mark.offset, str(exc))
+        return mark, Fault(mark.position, mark.offset, str(exc))
     except LogCorrupt as exc:
-        fault = Fault(exc.position, exc.offset, str(exc))
+        return mark, Fault(exc.position, exc.offset, str(exc))
     except LogTooNew as exc:
-        fault = Fault(mark.position + 1, mark.offset, str(exc))
-    return Verification(commits, mark.position, mark.hash, fault)
+        return mark, Fault(mark.position + 1, scan.end, str(exc))
+    return mark, None
+
+
+def _size(disk: Disk, directory: int, segment: int) -> int:
+    descriptor = disk.open(directory, segment_name(segment))
+    try:
+        return disk.size(descriptor)
+    finally:
+        disk.close(descriptor)
 
 
 def narrate(directory: Path, job: JobId) -> Iterator[str]:
@@ -75,7 +115,7 @@ def narrate(directory: Path, job: JobId) -> Iterator[str]:
         for event in commit.events:
             if isinstance(event, JobEvent) and event.job == job:
                 at = commit.at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
-                yield f"{at} #{commit.position} {_told(event, commit)}"
+                yield harmless(f"{at} #{commit.position} {_told(event, commit)}")
 
 
 def _told(event: JobEvent, commit: Commit) -> str:
@@ -85,7 +125,7 @@ def _told(event: JobEvent, commit: Commit) -> str:
             pictures = "1 picture" if r.count == 1 else f"{r.count} pictures"
             return (
                 f"requested by {event.client.name}: {pictures}, {r.model}, {r.size}, {r.quality}, {r.output_format}; "
-                f"estimate {_money(event.estimate.low)} to {_money(event.estimate.high)}; “{visible(words.prompt)}”"
+                f"estimate {_range(event.estimate)}; “{visible(words.prompt)}”"
             )
         case JobStarted():
             return "started"
@@ -108,13 +148,26 @@ def _told(event: JobEvent, commit: Commit) -> str:
             return f"interrupted: {event.code}; {visible(words.message)}"
 
 
+def _range(estimate: CostRange) -> str:
+    if estimate.low == estimate.high:
+        return _money(estimate.high)
+    return f"{_money(estimate.low)} to {_money(estimate.high)}"
+
+
 def _money(amount: MicroUSD | None) -> str:
-    return "unknown" if amount is None else f"${amount // 1_000_000}.{amount % 1_000_000:06}"
+    if amount is None:
+        return "unknown"
+    fraction = f"{amount % 1_000_000:06}".rstrip("0").ljust(2, "0")
+    return f"${amount // 1_000_000}.{fraction}"
 
 
 def visible(text: str | None) -> str:
-    """Text from outside, short and harmless in a terminal: what does not print is shown as its code point."""
+    """Text from outside, short and harmless in a terminal."""
     if text is None:
         return "(forgotten)"
-    shown = "".join(c if c.isprintable() else f"\\u{{{ord(c):x}}}" for c in text[:PROMPT_SHOWN_MAX])
-    return shown + ("…" if len(text) > PROMPT_SHOWN_MAX else "")
+    return harmless(text[:PROMPT_SHOWN_MAX]) + ("…" if len(text) > PROMPT_SHOWN_MAX else "")
+
+
+def harmless(text: str) -> str:
+    """What would act instead of print - control, bidi and tag characters - is shown as its code point."""
+    return "".join(c if c.isprintable() or c == IDEOGRAPHIC_SPACE else f"\\u{{{ord(c):x}}}" for c in text)

@@ -131,7 +131,7 @@ def read(line: bytes) -> Line:
     """
     if len(line) < 67 or line[64:65] != b" ":
         raise Unsound("no hash at the start")
-    body, _, tail = line[65:].partition(b" ")
+    body, space, tail = line[65:].partition(b" ")
     proof = hashlib.sha256(body).hexdigest()
     if proof.encode() != line[:64]:
         raise Unsound("the hash does not fit")
@@ -143,7 +143,7 @@ def read(line: bytes) -> Line:
         if isinstance(event, LogCreated) and event.format > FORMAT:
             raise LogTooNew(f"The log has format {event.format}, written by {event.software}; upgrade imaged.")
     try:
-        words, forgotten = _words(parsed.words, tail)
+        words, forgotten = _words(parsed.words, space + tail)
     except _UNREADABLE as exc:
         raise _too_new(body, str(exc)) from exc
     commit = Commit(position=Position(parsed.position), at=parsed.at, events=parsed.events, words=words)
@@ -165,12 +165,14 @@ def _too_new(body: bytes, complaint: str) -> LogTooNew:
 
 
 def _words(expected: str | None, tail: bytes) -> tuple[Words | None, bool]:
+    """`tail` is all that follows the commit, from the space on."""
     if expected is None:
         if tail:
             raise Unsound("bytes behind the commit")
         return None, False
-    if tail and not tail.strip(b" "):
+    words = tail[1:]
+    if words and not words.strip(b" "):
         return None, True
-    if hashlib.sha256(tail).hexdigest() != expected:
+    if hashlib.sha256(words).hexdigest() != expected:
         raise Unsound("the words do not fit their digest")
-    return _decode_words(tail), False
+    return _decode_words(words), False

@@ -19,7 +19,7 @@ from eventlog.errors import IndexUnavailable
 from eventlog.jobs import Job, JobBoard
 from eventlog.segments import Located, Mark
 from eventlog.spending import Amounts, Period, Spending, reservations_of
-from eventlog.values import JobId, Position, Sha256
+from eventlog.values import JobId, Position
 
 VERSION = 1
 TRIGRAM_CHARACTERS_MIN = 3
@@ -84,7 +84,7 @@ class Index:
         self._has_trigrams = has_trigrams(connection)
         self.stale = False
         row = connection.execute("SELECT offset, position, hash FROM reached").fetchone()
-        self.mark = Mark(row[0], Position(row[1]), Sha256(row[2])) if row else None
+        self.mark = msgspec.convert(row, Mark) if row else None
         live = connection.execute("SELECT body FROM job WHERE state IN ('pending', 'running') ORDER BY number").fetchall()
         self.board = JobBoard(_decode_job(body) for (body,) in live)
         self.spending = Spending(_amounts(connection), reservations_of(self.board))
@@ -98,7 +98,7 @@ class Index:
         """
         try:
             return cls._opened(path)
-        except _UNUSABLE as exc:
+        except (*_UNUSABLE, OSError) as exc:
             logger.warning("the index is made anew", extra={"why": str(exc)})
         try:
             _remove(path)
@@ -234,9 +234,6 @@ def _remove(path: Path) -> None:
 
 
 def _amounts(db: sqlite3.Connection) -> dict[Period, Amounts]:
-    return {
-        Period(day=row[0], model=row[1], client=row[2], key=row[3]): Amounts(
-            settled=row[4], possibly_billed=row[5], unpriced=row[6], images=row[7], replies=row[8]
-        )
-        for row in db.execute("SELECT * FROM spending")
-    }
+    columns = [*Period.__struct_fields__, *Amounts.__struct_fields__]
+    rows = [dict(zip(columns, row, strict=True)) for row in db.execute(f"SELECT {', '.join(columns)} FROM spending")]
+    return {msgspec.convert(row, Period): msgspec.convert(row, Amounts) for row in rows}

@@ -168,53 +168,50 @@ def advance(job: Job, event: JobEvent, commit: Commit) -> Job:
         stage = _AFTER_UNKNOWN.get(key)
     if stage is None:
         raise IllegalTransition(f"job {job.id} is {job.stage.value}; {type(event).__name__} may not follow")
-    words = _words(commit)
-    after = msgspec.structs.replace(job, stage=stage, position=commit.position, changed_at=commit.at)
+    changes = _changes(job, event, _words(commit))
+    return msgspec.structs.replace(job, stage=stage, position=commit.position, changed_at=commit.at, **changes)
+
+
+def _changes(job: Job, event: JobEvent, words: Words) -> dict[str, object]:
+    """What the fact says of the job beyond its stage."""
     match event:
         case AttemptStarted():
-            return msgspec.structs.replace(
-                after, attempts=event.attempt, client_request_id=event.client_request_id, request_id=""
-            )
+            return {"attempts": event.attempt, "client_request_id": event.client_request_id, "request_id": ""}
         case AttemptFailed():
-            return msgspec.structs.replace(
-                after,
-                billed=_worse(job.billed, event.billed),
-                error_code=event.code,
-                error=words.message or "",
-                request_id=event.request_id,
-                usage=event.usage,
-                cost=event.cost,
-            )
+            return {
+                "billed": _worse(job.billed, event.billed),
+                "error_code": event.code,
+                "error": words.message or "",
+                "request_id": event.request_id,
+                "usage": event.usage,
+                "cost": event.cost,
+            }
         case ReplyReceived():
-            return msgspec.structs.replace(
-                after,
-                billed="yes",
-                pictures=event.pictures,
-                usage=event.usage,
-                cost=event.cost,
-                rendered=event.rendered,
-                request_id=event.request_id,
-                error_code="",
-                error="",
-            )
+            return {
+                "billed": "yes",
+                "pictures": event.pictures,
+                "usage": event.usage,
+                "cost": event.cost,
+                "rendered": event.rendered,
+                "request_id": event.request_id,
+                "error_code": "",
+                "error": "",
+            }
         case JobCompleted():
             paths: tuple[str | None, ...] = words.paths or (None,) * len(event.images)
-            images = tuple(
-                StoredImage(path=path, **msgspec.structs.asdict(image)) for path, image in zip(paths, event.images, strict=True)
-            )
-            return msgspec.structs.replace(after, images=images)
+            pairs = zip(paths, event.images, strict=True)
+            return {"images": tuple(StoredImage(path=path, **msgspec.structs.asdict(image)) for path, image in pairs)}
         case JobFailed():
-            return msgspec.structs.replace(
-                after, billed=_worse(job.billed, event.billed), error_code=event.code, error=words.message or ""
-            )
+            billed = _worse(job.billed, event.billed)
+            return {"billed": billed, "error_code": event.code, "error": words.message or ""}
         case JobInterrupted():
-            return msgspec.structs.replace(after, billed="unknown", error_code=event.code, error=words.message or "")
+            return {"billed": "unknown", "error_code": event.code, "error": words.message or ""}
         case JobCancelRequested():
-            return msgspec.structs.replace(after, cancel_requested=True)
+            return {"cancel_requested": True}
         case JobCancelled():
-            return msgspec.structs.replace(after, billed=_worse(job.billed, event.billed))
+            return {"billed": _worse(job.billed, event.billed)}
         case _:
-            return after
+            return {}
 
 
 def _worse(a: Billed, b: Billed) -> Billed:

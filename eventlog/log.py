@@ -12,6 +12,7 @@ import errno
 import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from itertools import chain, count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,7 +104,7 @@ class EventLog:
         scan = Scan(self._disk, self._directory, segments, mark)
         batch: list[Read] = []
         pending: list[Located] = []
-        count = 0
+        replayed = 0
         for found in scan:
             if found.line.batch == found.line.commit.position:  # what came before is durable
                 batch = []
@@ -112,7 +113,7 @@ class EventLog:
                     pending = []
             batch.append(found)
             pending.append(located(found))
-            count += 1
+            replayed += 1
         torn_bytes, torn_file = self._repair(scan, segments, batch)
         if pending:
             replay(pending)
@@ -120,7 +121,7 @@ class EventLog:
         if self.head.position == 0:
             self._begin(replay)
         self._keep_reserve()
-        return Recovery(self.head, count, torn_bytes, torn_file)
+        return Recovery(self.head, replayed, torn_bytes, torn_file)
 
     def append(self, drafts: Sequence[Draft]) -> tuple[Mark, ...]:
         """One batch, durable when this returns.
@@ -271,26 +272,26 @@ class EventLog:
         self._disk.sync_directory(self._directory)
         return torn, torn_file
 
-    def _set_aside_in_the_room_there_is(self, cut: int, count: int) -> str:
+    def _set_aside_in_the_room_there_is(self, cut: int, torn: int) -> str:
         """A disk that filled up while a batch was written must not keep the log from opening."""
         try:
-            return self._set_aside(cut, count)
+            return self._set_aside(cut, torn)
         except OSError as exc:
             if exc.errno not in NO_SPACE:
                 raise
         self.full = True
         self._give_up_reserve()
-        return self._set_aside(cut, count)
+        return self._set_aside(cut, torn)
 
-    def _set_aside(self, cut: int, count: int) -> str:
+    def _set_aside(self, cut: int, torn: int) -> str:
         assert self._directory is not None and self._segment is not None
         base = f"torn-{self._end}"
         taken = set(self._disk.names(self._directory))
-        name = next(n for n in (base, *(f"{base}-{i}" for i in range(1, 10_000))) if n not in taken)
+        name = next(name for name in chain([base], (f"{base}-{again}" for again in count(1))) if name not in taken)
         aside = self._disk.open(self._directory, name, create=True)
         try:
-            for start in range(0, count, READ_BYTES):
-                piece = self._disk.pread(self._segment, min(READ_BYTES, count - start), cut + start)
+            for start in range(0, torn, READ_BYTES):
+                piece = self._disk.pread(self._segment, min(READ_BYTES, torn - start), cut + start)
                 self._disk.pwrite(aside, piece, start)
             self._disk.sync(aside)
         except OSError:
@@ -299,7 +300,7 @@ class EventLog:
             raise
         finally:
             self._disk.close(aside)
-        logger.warning("the last write was torn and is set aside", extra={"file": name, "bytes": count})
+        logger.warning("the last write was torn and is set aside", extra={"file": name, "bytes": torn})
         return name
 
     def _begin(self, replay: Callable[[Sequence[Located]], None]) -> None:
