@@ -21,6 +21,7 @@ CONNECT_SECONDS_MAX = 10.0
 WRITE_SECONDS_MAX = 120.0  # up to 16 source images of 50 MB
 READ_SECONDS_MAX = 600.0  # silence while the picture is drawn; 3-5 minutes were measured for large ones
 ATTEMPT_SECONDS_MAX = 900.0
+CLOSE_SECONDS_MAX = 2.0
 REPLY_BYTES_MAX = 512 * 1024 * 1024  # ten 4K PNGs in base64 are about 330 MB
 
 
@@ -66,9 +67,8 @@ class Courier:
         url = (account.base_url or "http://offline.invalid/v1") + request.path
         try:
             with trio.fail_after(ATTEMPT_SECONDS_MAX):
-                async with client.stream(request.method, url, headers=headers, content=request.body) as reply:
-                    body = await _read_bounded(reply)
-                    return RawReply(reply.status_code, {k.lower(): v for k, v in reply.headers.items()}, body)
+                sent = client.build_request(request.method, url, headers=headers, content=request.body)
+                return await _whole(await client.send(sent, stream=True))
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.InvalidURL) as exc:
             return transport_failure("not_sent", str(exc) or type(exc).__name__)
         except (httpx.HTTPError, httpx.StreamError, trio.TooSlowError, _TooLong) as exc:
@@ -78,6 +78,16 @@ class Courier:
 class _TooLong(Exception):
     def __init__(self) -> None:
         super().__init__(f"the answer is longer than {REPLY_BYTES_MAX} bytes")
+
+
+async def _whole(reply: httpx.Response) -> RawReply:
+    try:
+        body = await _read_bounded(reply)
+    finally:
+        # Shielded: the body may be paid for, and a stop that arrives now must not cost it. Bounded by the deadline.
+        with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
+            await reply.aclose()
+    return RawReply(reply.status_code, {name.lower(): value for name, value in reply.headers.items()}, body)
 
 
 async def _read_bounded(reply: httpx.Response) -> bytes:

@@ -70,6 +70,7 @@ async def _order(
     warnings = models.check(request, prompt, house.now().date())
     try:
         await trio.to_thread.run_sync(partial(_check_output, settings, output_path, request))
+        await trio.to_thread.run_sync(partial(house.store.check_room, request.count))
     except FileFailed as exc:
         raise Refused(str(exc), code=exc.code, argument="output_path") from exc
     requested = JobRequested(

@@ -80,10 +80,13 @@ async def serve(stream: trio.SocketStream, received: bytes, session: Session, ho
     connection = _Wire(stream, session)
     to_server, from_client = anyio.create_memory_object_stream[SessionMessage | Exception](0)
     to_client, outgoing = anyio.create_memory_object_stream[_Outgoing](0)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(connection.write, outgoing, nursery.cancel_scope)
-        nursery.start_soon(connection.read, received, to_server, to_client.clone(), house)
-        await serve_dual_era_loop(_server(), from_client, to_client, lifespan_state=house)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connection.write, outgoing, nursery.cancel_scope)
+            nursery.start_soon(connection.read, received, to_server, to_client.clone(), house)
+            await serve_dual_era_loop(_server(), from_client, to_client, lifespan_state=house)
+    except* (anyio.BrokenResourceError, anyio.ClosedResourceError, trio.BrokenResourceError, trio.ClosedResourceError):
+        logger.info("a client left in the middle of something")
 
 
 class _Wire:

@@ -36,10 +36,11 @@ from eventlog.errors import LogLocked
 from eventlog.events import ReplyReceived
 from eventlog.history import History
 from eventlog.index import Index
-from eventlog.jobs import JobBoard, Stage
+from eventlog.jobs import Job, JobBoard, Stage
 from eventlog.log import EventLog, Recovery
 from eventlog.segments import MarkNotThere
 from eventlog.values import JobState
+from tools.errors import FileFailed
 from tools.files import Store
 
 SHUTDOWN_SECONDS_MAX = 30.0  # for running jobs to end by themselves; most pictures take less
@@ -129,10 +130,19 @@ async def _put_right(house: House) -> None:
     """Attempts that were open when the last daemon died: a reply that was spooled is finished, others are unknown."""
     for job in tuple(house.ledger.board):
         if job.stage is Stage.ATTEMPTING:
-            kept = house.store.spooled(job.client_request_id)
-            reply = msgspec.json.decode(kept, type=ReplyReceived) if kept is not None else None
+            reply = _spooled(house.store, job)
             await house.ledger.record(decisions.recover(job.id, reply))
             logger.info("put right after a crash", extra={"job": job.id, "reply_kept": reply is not None})
+
+
+def _spooled(store: Store, job: Job) -> ReplyReceived | None:
+    """What the worker kept of this job's reply, if it came so far. A damaged file must not keep the daemon from starting."""
+    try:
+        kept = store.spooled(job.client_request_id)
+        return None if kept is None else msgspec.json.decode(kept, type=ReplyReceived)
+    except (msgspec.DecodeError, FileFailed) as exc:
+        logger.warning("a kept reply cannot be read", extra={"job": job.id, "why": str(exc)})
+        return None
 
 
 async def _work(house: House, courier: Courier, listener: trio.SocketListener, *, exit_when_idle: bool) -> None:

@@ -6,6 +6,7 @@ in the spool → `ReplyReceived` → files in their place → `JobCompleted`. A 
 put right at the next start from what the earlier one left behind.
 """
 
+import logging
 import random
 from datetime import UTC
 from functools import partial
@@ -28,8 +29,13 @@ from tools.openai_api import Failure, Reply
 JOB_SECONDS_MAX = 1800.0  # from the worker's start; three full attempts at the slowest sizes measured
 RECORD_SECONDS_MAX = 20.0  # the last fact of a job; a healthy disk needs milliseconds
 BACK_OFF_SECONDS_MAX = 60.0
+STORE_TRIES = 5  # the picture is paid for and in memory only: a full disk gets a moment to be emptied
+STORE_WAIT_SECONDS = 4.0
 ATTEMPTS_MAX = {"rate_limited": 8, "not_sent": 4, "server_error": 3}
 """By what went wrong, all attempts of the job counted. Anything else is not tried again."""
+
+
+logger = logging.getLogger(__name__)
 
 
 class Worker:
@@ -93,13 +99,12 @@ class Worker:
         # Bounded by decoding one answer of bounded size and writing it.
         with trio.CancelScope(shield=True):
             answer = await self._understand(job, outcome)
-            if isinstance(answer, Reply):
-                reply = await trio.to_thread.run_sync(partial(self._keep, job, started, answer))
-                await self._ledger.record(decisions.receive_reply(reply))
+            failure = await self._receive(job, started, answer) if isinstance(answer, Reply) else answer
+            if failure is None:
                 return
-            wait = _seconds_until_next(answer, attempt)
+            wait = _seconds_until_next(failure, attempt)
             final = wait is None or trio.current_time() + wait > give_up_at
-            await self._ledger.record(await self._failed(job, attempt, answer, final=final))
+            await self._ledger.record(await self._failed(job, attempt, failure, final=final))
         if wait is not None and not final:
             await trio.sleep(wait)
 
@@ -108,6 +113,21 @@ class Worker:
             return outcome
         read = partial(openai_api.read, job.request, outcome.status, outcome.headers, outcome.body)
         return await trio.to_thread.run_sync(read)
+
+    async def _receive(self, job: Job, started: AttemptStarted, reply: Reply) -> Failure | None:
+        """None once the reply is in the store and in the log; what went wrong if the disk takes it at no price."""
+        for last in (False,) * STORE_TRIES + (True,):
+            try:
+                received = await trio.to_thread.run_sync(partial(self._keep, job, started, reply))
+            except FileFailed as exc:
+                if last:
+                    message = f"The picture was drawn and charged, but it could not be kept: {exc}"
+                    return Failure("not_stored", message, "yes", status=200, request_id=reply.request_id, usage=reply.usage)
+                await trio.sleep(STORE_WAIT_SECONDS)
+                continue
+            await self._ledger.record(decisions.receive_reply(received))
+            return None
+        raise AssertionError("the last try either returns or keeps the reply")
 
     def _keep(self, job: Job, started: AttemptStarted, reply: Reply) -> ReplyReceived:
         """Blocking. Pictures first, then the figures: the spool never names a picture that is not durable."""
@@ -138,7 +158,10 @@ class Worker:
     async def _failed(self, job: Job, attempt: int, failure: Failure, *, final: bool) -> Decision:
         kept = None
         if failure.kept:
-            kept = await trio.to_thread.run_sync(partial(self._store.put, failure.kept))
+            try:
+                kept = await trio.to_thread.run_sync(partial(self._store.put, failure.kept))
+            except FileFailed as exc:
+                logger.warning("a useless reply could not be kept", extra={"job": job.id, "why": str(exc)})
         failed = AttemptFailed(
             job=job.id,
             attempt=attempt,
