@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from daemon import bridge, config
 from daemon.errors import AlreadyRunning, BadConfiguration, NotRunning
 from daemon.version import VERSION
-from eventlog.errors import EventLogError, LogFull
+from eventlog.errors import EventLogError, IndexUnavailable, LogFull
 
 OK, FAILED, USAGE, NO_DAEMON, INTERRUPTED = 0, 1, 2, 9, 130
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     except AlreadyRunning as exc:
         _say(str(exc))
         return bridge.EXIT_ALREADY_RUNNING
-    except (BadConfiguration, bridge.Trouble, EventLogError, LogFull) as exc:
+    except (BadConfiguration, bridge.Trouble, EventLogError, IndexUnavailable, LogFull) as exc:
         _say(str(exc))
         return FAILED
     except KeyboardInterrupt:
@@ -60,7 +60,7 @@ def serve(asked: argparse.Namespace) -> int:
         trio.run(_supervise, places, asked.idle_exit, settings.idle_exit_seconds, config.offline_seconds())
     except BaseExceptionGroup as group:
         # Nurseries wrap what ended the daemon; the one kind that has a sentence for people is a broken log.
-        broken = _first(group, (EventLogError, LogFull))
+        broken = _first(group, (EventLogError, IndexUnavailable, LogFull))
         if broken is None:
             raise
         raise broken from None

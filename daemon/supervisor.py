@@ -87,9 +87,10 @@ async def _house(places: Places, log: EventLog, idle_exit_seconds: float) -> Asy
         recovery = log.recover(index.mark, index.fold)
     except MarkNotThere as exc:
         logger.warning("the index does not belong to this log and is made anew", extra={"why": str(exc)})
+        beyond = index.mark
         index.discard()
         index = Index.open(places.index)
-        recovery = log.recover(None, index.fold)
+        recovery = log.recover(None, index.fold, once_durable=beyond)
     with closing(index), closing(History(places.index)) as history:
         ledger = Ledger(log, index, now=_now, salt=_salt, run_blocking=_one_at_a_time())
         async with ledger.writing():

@@ -199,6 +199,8 @@ def _changes(job: Job, event: JobEvent, words: Words) -> dict[str, object]:
             }
         case JobCompleted():
             paths: tuple[str | None, ...] = words.paths or (None,) * len(event.images)
+            if len(paths) != len(event.images):
+                raise IllegalTransition(f"job {job.id} completed with {len(event.images)} images and {len(paths)} paths")
             pairs = zip(paths, event.images, strict=True)
             return {"images": tuple(StoredImage(path=path, **msgspec.structs.asdict(image)) for path, image in pairs)}
         case JobFailed():

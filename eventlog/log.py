@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from eventlog.disk import Disk
-from eventlog.errors import LogDead, LogFull, LogLocked
+from eventlog.errors import LogCorrupt, LogDead, LogFull, LogLocked
 from eventlog.events import FORMAT, Commit, LogCreated
 from eventlog.framing import Draft, draft, seal
 from eventlog.segments import READ_BYTES, START, Located, Mark, Read, Scan, located, segment_name, segment_starts
@@ -80,11 +80,16 @@ class EventLog:
                 self._disk.close(descriptor)
         self._segment = self._directory = None
 
-    def recover(self, mark: Mark | None, replay: Callable[[Sequence[Located]], None]) -> Recovery:
+    def recover(
+        self, mark: Mark | None, replay: Callable[[Sequence[Located]], None], *, once_durable: Mark | None = None
+    ) -> Recovery:
         """Read what follows `mark` (None: everything), cut off a torn tail, and make the end writable.
 
         `replay` gets the commits in order, in pieces of about 1,000; never one that is not durable afterwards
         if this returns.
+
+        `once_durable` is a mark that an index was once given, and that led to MarkNotThere: a torn end that it lies
+        in is no torn end but the loss of something durable.
 
         Raises:
             MarkNotThere, LogCorrupt, LogTooNew: nothing was changed.
@@ -92,13 +97,13 @@ class EventLog:
             LogDead: the disk failed, or does not let us write.
         """
         try:
-            return self._recover(mark, replay)
+            return self._recover(mark, replay, once_durable)
         except OSError as exc:
             if exc.errno in NO_SPACE:
                 raise self._no_room() from exc
             raise self._die("put in order", exc) from exc
 
-    def _recover(self, mark: Mark | None, replay: Callable[[Sequence[Located]], None]) -> Recovery:
+    def _recover(self, mark: Mark | None, replay: Callable[[Sequence[Located]], None], once_durable: Mark | None) -> Recovery:
         assert self._directory is not None and self._segment is None, "lock first, and recover once"
         segments = segment_starts(self._disk.names(self._directory))
         scan = Scan(self._disk, self._directory, segments, mark)
@@ -114,6 +119,8 @@ class EventLog:
             batch.append(found)
             pending.append(located(found))
             replayed += 1
+        if once_durable is not None and once_durable.position > scan.last.position:
+            self._insist_on_clean_end(scan, segments, once_durable)
         torn_bytes, torn_file = self._repair(scan, segments, batch)
         if pending:
             replay(pending)
@@ -250,6 +257,26 @@ class EventLog:
             self._disk.sync(reserve)
         finally:
             self._disk.close(reserve)
+
+    def _insist_on_clean_end(self, scan: "Scan", segments: list[int], once_durable: Mark) -> None:
+        """A log that ends cleanly before the mark is an older copy; one that ends in rubbish there has been damaged."""
+        assert self._directory is not None
+        if not segments:
+            return
+        segment = self._disk.open(self._directory, segment_name(segments[-1]))
+        try:
+            ends_at = segments[-1] + self._disk.size(segment)
+        finally:
+            self._disk.close(segment)
+        if ends_at > scan.end:
+            position = scan.last.position + 1
+            raise LogCorrupt(
+                f"The event log is damaged at byte {scan.end}, commit {position}: the index knows commit "
+                f"{once_durable.position}, so what stands there was durable once. Nothing was changed; restore the segment "
+                "from a backup, or delete index.sqlite to go on without what is lost.",
+                position=position,
+                offset=scan.end,
+            )
 
     def _repair(self, scan: "Scan", segments: list[int], batch: list[Read]) -> tuple[int, str]:
         assert self._directory is not None

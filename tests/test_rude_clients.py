@@ -205,3 +205,17 @@ def test_a_stopping_daemon_lets_its_picture_end(tmp_path: Path) -> None:
             report = again.ask("get_history_by_uuid", uuid=job)["result"]
             assert report["state"] == "completed" and Path(report["images"][0]["path"]).exists()
             assert report["attempts"] == 1
+
+
+def test_a_daemon_whose_log_has_lost_its_durable_end_says_so_and_touches_nothing(tmp_path: Path) -> None:
+    with running(tmp_path) as program:
+        program.ask("generate_image", prompt="x", quality="low")
+        program.end()
+    (segment,) = (tmp_path / "imaged" / "events").glob("*.jsonl")
+    data = bytearray(segment.read_bytes())
+    data[-50] ^= 1
+    segment.write_bytes(data)
+    broken = Program(tmp_path).start()
+    assert broken.wait_for_end() == 1
+    assert "was durable once" in broken.said() and "Traceback" not in broken.said()
+    assert segment.read_bytes() == bytes(data)

@@ -15,7 +15,7 @@ from eventlog.disk import Disk
 from eventlog.errors import IllegalTransition, LogDead
 from eventlog.segments import read_log
 from eventlog.values import JobId
-from tests.daemon.fakes import opened, requested, run, say, started
+from tests.daemon.fakes import Opened, opened, requested, run, say, started
 
 T = TypeVar("T")
 
@@ -201,5 +201,26 @@ def test_whoever_waits_is_woken_by_the_next_fact(tmp_path: Path) -> None:
                 assert not woken
                 await house.ledger.record(say(requested("a")))
         assert woken == [2]
+
+    run(main)
+
+
+def test_nobody_is_told_before_the_batch_of_his_own_is_written(tmp_path: Path) -> None:
+    async def slow_disk(function: Callable[[], T]) -> T:
+        await trio.sleep(1)
+        return function()
+
+    async def ask(house: Opened, name: str) -> None:
+        decision = say(requested(name))
+        await house.ledger.record(decision)
+        job = house.ledger.board.get(JobId(name))
+        assert job is not None and job.position in positions(tmp_path)
+
+    async def main() -> None:
+        with opened(tmp_path, slow_disk) as house:
+            async with house.ledger.writing(), trio.open_nursery() as nursery:
+                for name in "abcde":
+                    nursery.start_soon(ask, house, name)
+                    await trio.testing.wait_all_tasks_blocked()
 
     run(main)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from eventlog.disk import Disk
-from eventlog.errors import LogDead, LogLocked
+from eventlog.errors import LogCorrupt, LogDead, LogLocked
 from eventlog.events import FORMAT, LogCreated
 from eventlog.framing import NO_HASH, draft
 from eventlog.log import REPLAY_COMMITS, RESERVE_BYTES, EventLog
-from eventlog.segments import Located, MarkNotThere, Scan, read_log, segment_name, segment_starts
+from eventlog.segments import Located, Mark, MarkNotThere, Scan, read_log, segment_name, segment_starts
 from tests.eventlog.builders import append, commit, one_job, opened, said, written
 from tests.eventlog.disks import MemoryDisk, NoReserve, fail
 
@@ -298,3 +298,41 @@ def test_a_shell_with_sha256sum_verifies_a_log(tmp_path: Path) -> None:
     assert status() == 1
     first.unlink()
     assert status() == 2
+
+
+def rotten_end(directory: Path) -> tuple[Mark, bytes]:
+    """A log whose last line was durable, known to an index by this mark, and is damaged now."""
+    located = written(directory, [[commit(2)], [commit(3)]], NoReserve())
+    segment = directory / segment_name(0)
+    data = bytearray(segment.read_bytes())
+    data[located[-1].mark.offset + 100] ^= 1
+    segment.write_bytes(data)
+    return located[-1].mark, bytes(data)
+
+
+def test_an_end_that_an_index_knew_to_be_durable_is_never_cut_as_torn(tmp_path: Path) -> None:
+    mark, data = rotten_end(tmp_path)
+    log = EventLog(tmp_path, software="test", disk=NoReserve())
+    log.lock()
+    try:
+        with pytest.raises(MarkNotThere):
+            log.recover(mark, lambda located: None)
+        with pytest.raises(LogCorrupt, match="index knows commit 3") as caught:
+            log.recover(None, lambda located: None, once_durable=mark)
+        assert (caught.value.position, caught.value.offset) == (3, mark.offset)
+    finally:
+        log.close()
+    assert (tmp_path / segment_name(0)).read_bytes() == data
+    assert [path.name for path in tmp_path.iterdir()] == [segment_name(0)]
+
+
+def test_an_older_copy_of_a_log_opens_although_an_index_knows_more(tmp_path: Path) -> None:
+    located = written(tmp_path, [[commit(2)], [commit(3)]], NoReserve())
+    segment = tmp_path / segment_name(0)
+    segment.write_bytes(segment.read_bytes()[: located[-1].mark.offset])
+    log = EventLog(tmp_path, software="test", disk=NoReserve())
+    log.lock()
+    try:
+        assert log.recover(None, lambda located: None, once_durable=located[-1].mark).head.position == 2
+    finally:
+        log.close()
