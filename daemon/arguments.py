@@ -22,6 +22,14 @@ JobIdText = Annotated[str, Meta(min_length=1, max_length=64, description="The jo
 ToolFilter = Annotated[ToolName | None, Meta(description="Only what this tool made.")]
 
 
+ReturnBase64 = Annotated[
+    bool, Meta(description="Also return the picture itself; one that is too large comes as a reduced preview.")
+]
+IncludeThumbnail = Annotated[
+    bool | None, Meta(description="Also return a small JPEG preview. Left out: OPENAI_IMAGE_THUMBNAIL decides.")
+]
+
+
 class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of every operation's arguments."""
 
@@ -81,12 +89,8 @@ class GenerateImage(Arguments, frozen=True):
     sample_count: Annotated[
         int, Meta(ge=1, le=10, description="How many pictures. All are drawn in one request and billed together.")
     ] = 1
-    return_base64: Annotated[
-        bool, Meta(description="Also return the picture itself; one that is too large comes as a reduced preview.")
-    ] = False
-    include_thumbnail: Annotated[
-        bool | None, Meta(description="Also return a small JPEG preview. Left out: OPENAI_IMAGE_THUMBNAIL decides.")
-    ] = None
+    return_base64: ReturnBase64 = False
+    include_thumbnail: IncludeThumbnail = None
 
 
 class ListHistory(Arguments, frozen=True):
@@ -120,12 +124,8 @@ class JobOnly(Arguments, frozen=True):
 
 
 class GetJobResult(JobOnly, frozen=True):
-    return_base64: Annotated[
-        bool, Meta(description="Also return the picture itself; one that is too large comes as a reduced preview.")
-    ] = False
-    include_thumbnail: Annotated[
-        bool | None, Meta(description="Also return a small JPEG preview. Left out: OPENAI_IMAGE_THUMBNAIL decides.")
-    ] = None
+    return_base64: ReturnBase64 = False
+    include_thumbnail: IncludeThumbnail = None
 
 
 class Stop(Arguments, frozen=True):

@@ -3,6 +3,8 @@
 {"operation": "get_status", "arguments": {}}   →   {"result": {…}, "text": "…"}  or  {"refused": {…}}
 """
 
+import logging
+
 import msgspec
 import trio
 
@@ -15,6 +17,8 @@ from daemon.version import VERSION
 LINE_BYTES_MAX = 64 * 1024
 IDLE_SECONDS_MAX = 60.0
 
+logger = logging.getLogger(__name__)
+
 
 class _Asked(msgspec.Struct, forbid_unknown_fields=True):
     operation: str
@@ -24,18 +28,20 @@ class _Asked(msgspec.Struct, forbid_unknown_fields=True):
 async def serve(stream: trio.SocketStream, received: bytes, session: Session, house: House) -> None:
     """Answers until the other end closes, says nothing for a minute, or says something senseless."""
     data = received
-    while True:
-        while b"\n" not in data:
-            with trio.move_on_after(IDLE_SECONDS_MAX):
-                piece = await stream.receive_some(LINE_BYTES_MAX)
-                if piece and len(data) < LINE_BYTES_MAX:
-                    data += bytes(piece)
-                    continue
-            return
-        line, _, data = data.partition(b"\n")
-        reply = await _answer(line, session, house)
-        with trio.fail_after(IDLE_SECONDS_MAX):
-            await stream.send_all(msgspec.json.encode(reply) + b"\n")
+    try:
+        while True:
+            while b"\n" not in data:
+                with trio.fail_after(IDLE_SECONDS_MAX):
+                    piece = await stream.receive_some(LINE_BYTES_MAX)
+                if not piece or len(data) > LINE_BYTES_MAX:
+                    return
+                data += bytes(piece)
+            line, _, data = data.partition(b"\n")
+            reply = await _answer(line, session, house)
+            with trio.fail_after(IDLE_SECONDS_MAX):
+                await stream.send_all(msgspec.json.encode(reply) + b"\n")
+    except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+        logger.info("the command line left in the middle of something")
 
 
 async def _answer(line: bytes, session: Session, house: House) -> dict[str, object]:

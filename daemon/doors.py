@@ -95,19 +95,20 @@ async def welcome(stream: trio.SocketStream, house: House) -> None:
         except _Refused as refused:
             await _refuse(stream, str(refused))
             return
-        house.sessions += 1
-        try:
-            if session.door == "mcp":
-                from daemon import mcp_server  # a second of imports, done while the first client already waits
+        if session.door == "mcp":
+            await _serve_mcp(stream, rest, session, house)
+        else:
+            await control_line.serve(stream, rest, session, house)
 
-                await mcp_server.serve(stream, rest, session, house)
-            else:
-                await control_line.serve(stream, rest, session, house)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the client left in the middle of something; its jobs go on
-        finally:
-            house.sessions -= 1
-            house.ledger.wake()
+
+async def _serve_mcp(stream: trio.SocketStream, rest: bytes, session: Session, house: House) -> None:
+    from daemon import mcp_server  # a second of imports, done while the first client already waits
+
+    house.sessions += 1
+    try:
+        await mcp_server.serve(stream, rest, session, house)
+    finally:
+        house.sessions -= 1
 
 
 def _peer_uid(connection: trio.socket.SocketType) -> int:

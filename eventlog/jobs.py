@@ -188,7 +188,7 @@ def _changes(job: Job, event: JobEvent, words: Words) -> dict[str, object]:
             }
         case ReplyReceived():
             return {
-                "billed": "yes",
+                "billed": "no" if job.account.backend == "offline" else "yes",
                 "pictures": event.pictures,
                 "usage": event.usage,
                 "cost": event.cost,
