@@ -8,6 +8,7 @@ before it is durable. The order with money: `check` before paying, the store bef
 import contextlib
 import errno
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from tools.names import OutputName, parse_output
 FREE_BYTES_MIN = 64 * 1024 * 1024  # room for the largest reply and its copy
 NUMBERED_MAX = 10_000  # after that a random suffix: probing stays short
 TEMPORARY = ".imaged-"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SPOOL_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _CODES = {
     errno.ENOSPC: "no_space",
@@ -68,20 +71,16 @@ class OutputRoot:
         """
         name = parse_output(argument, path, any_path=any_path, output_format=output_format)
         start = Path("/") if name.absolute else path
-        folder = _deepest_folder(start, name)
-        if not os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
-            raise FileFailed(f"{folder} cannot be written to; change its permissions or the path.", code="not_permitted")
-        descriptor = os.open(folder, _FOLDER)
-        try:
-            free = Disk().free_bytes(descriptor)
-        finally:
-            os.close(descriptor)
-        if free < FREE_BYTES_MIN * count:
-            raise FileFailed(
-                f"The disk of {folder} has {free // 1_000_000} MB left; at least {FREE_BYTES_MIN * count // 1_000_000} MB "
-                "are wanted before a picture is paid for.",
-                code="no_space",
-            )
+        with _translated(path):
+            folder = _deepest_folder(start, name)
+            if not os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+                raise FileFailed(f"{folder} cannot be written to; change its permissions or the path.", code="not_permitted")
+            descriptor = os.open(folder, _FOLDER)
+            try:
+                free = Disk().free_bytes(descriptor)
+            finally:
+                os.close(descriptor)
+        _insist_on_room(free, folder, count)
 
     def parse(self, argument: str, *, output_format: str) -> OutputName:
         return parse_output(argument, self._path, any_path=self._any_path, output_format=output_format)
@@ -94,16 +93,16 @@ class OutputRoot:
 
         Raises:
             Refused: a link or something else stands where a folder should be.
-            FileFailed: the disk said no; nothing is left behind.
+            FileFailed: the disk said no; no half file is left behind.
         """
         where = (Path("/") if name.absolute else self._path).joinpath(*name.folders)
         with _translated(where), self._folder(name) as folder:
             temporary = f"{TEMPORARY}{token}.tmp"
             with contextlib.suppress(FileNotFoundError):
                 self._disk.unlink(folder, temporary)
-            self._write(folder, temporary, data)
+            _write_whole(self._disk, folder, temporary, data)
             try:
-                taken = self._take(folder, temporary, name, digest(data) if adopt else None)
+                taken = self._take(folder, temporary, name, Blob(sha256=digest(data), size_bytes=len(data)) if adopt else None)
             except BaseException:
                 with contextlib.suppress(FileNotFoundError):
                     self._disk.unlink(folder, temporary)
@@ -111,13 +110,13 @@ class OutputRoot:
             self._disk.sync_directory(folder)
         return where / taken
 
-    def _take(self, folder: int, temporary: str, name: OutputName, adopted: Sha256 | None) -> str:
+    def _take(self, folder: int, temporary: str, name: OutputName, adopted: Blob | None) -> str:
         for attempt in range(NUMBERED_MAX):
             candidate = name.candidate(attempt)
             try:
                 self._disk.rename_new(folder, temporary, candidate)
             except FileExistsError:
-                if adopted is not None and _digest_of(self._disk, folder, candidate) == adopted:
+                if adopted and _digest_of(self._disk, folder, candidate, adopted.size_bytes) == adopted.sha256:
                     self._disk.unlink(folder, temporary)
                     return candidate
                 continue
@@ -125,17 +124,6 @@ class OutputRoot:
         candidate = name._replace(stem=f"{name.stem}_{secrets.token_hex(6)}").candidate(0)
         self._disk.rename_new(folder, temporary, candidate)
         return candidate
-
-    def _write(self, folder: int, temporary: str, data: bytes) -> None:
-        file = self._disk.open(folder, temporary, create=True)
-        try:
-            self._disk.pwrite(file, data, 0)
-            self._disk.sync(file)
-        except OSError:
-            self._disk.unlink(folder, temporary)
-            raise
-        finally:
-            self._disk.close(file)
 
     @contextmanager
     def _folder(self, name: OutputName) -> Iterator[int]:
@@ -152,13 +140,15 @@ class OutputRoot:
             os.close(folder)
 
     def _enter(self, folder: int, component: str, *, follow: bool) -> int:
+        flags = _FOLDER | (0 if follow else os.O_NOFOLLOW)
         try:
-            os.mkdir(component, 0o700, dir_fd=folder)
-            self._disk.sync_directory(folder)
-        except FileExistsError:
-            pass  # the usual case; what stands there is looked at by the open below
-        try:
-            return os.open(component, _FOLDER | (0 if follow else os.O_NOFOLLOW), dir_fd=folder)
+            try:
+                return os.open(component, flags, dir_fd=folder)
+            except FileNotFoundError:
+                with contextlib.suppress(FileExistsError):  # somebody was faster
+                    os.mkdir(component, 0o700, dir_fd=folder)
+                self._disk.sync_directory(folder)
+                return os.open(component, flags, dir_fd=folder)
         except OSError as exc:
             if exc.errno in (errno.ELOOP, errno.ENOTDIR):
                 raise _not_a_folder(component) from exc
@@ -181,6 +171,15 @@ class Store:
         store._disk.close(store._folder(directory / "spool"))
         return store
 
+    def check_room(self, pictures: int) -> None:
+        """Before money is spent. Blocking.
+
+        Raises:
+            FileFailed: less than 64 MiB for each picture.
+        """
+        with self._opened(self._path) as folder:
+            _insist_on_room(self._disk.free_bytes(folder), self._path, pictures)
+
     def put(self, data: bytes) -> Blob:
         """Durable when it returns; the same bytes are kept once. Blocking.
 
@@ -188,7 +187,11 @@ class Store:
             FileFailed
         """
         sha256 = digest(data)
-        self._keep(self._path / sha256[:2], sha256, data)
+        with self._opened(self._path / sha256[:2]) as folder:
+            if not self._has(folder, sha256, len(data)):
+                # Over whatever has this name: it can only be the same bytes, or what is left of them.
+                self._disk.replace(folder, self._write_temporary(folder, data), sha256)
+                self._disk.sync_directory(folder)
         return Blob(sha256=sha256, size_bytes=len(data))
 
     def get(self, sha256: Sha256) -> bytes:
@@ -197,7 +200,7 @@ class Store:
         Raises:
             FileFailed: it is not there, or damaged.
         """
-        data = self._read(self._path / sha256[:2], sha256)
+        data = self._read(self._path / sha256[:2], sha256) if _SHA256.fullmatch(sha256) else None
         if data is None:
             raise FileFailed(f"The store has no picture {sha256}.", code="not_there")
         if digest(data) != sha256:
@@ -208,25 +211,40 @@ class Store:
         return self._path / sha256[:2] / sha256
 
     def spool(self, name: str, data: bytes) -> None:
-        """Durable when it returns. Blocking."""
-        self._keep(self._path / "spool", f"{name}.json", data)
+        """Durable when it returns; written once. Blocking.
+
+        Raises:
+            FileFailed: also if other bytes are spooled under this name, which then stay.
+        """
+        file_name = _spool_file(name)
+        with self._opened(self._path / "spool") as folder:
+            self._write_new(folder, file_name, data)
+            self._disk.sync_directory(folder)
 
     def spooled(self, name: str) -> bytes | None:
-        return self._read(self._path / "spool", f"{name}.json")
+        """None if there is no such reply. Blocking.
+
+        Raises:
+            FileFailed
+        """
+        return self._read(self._path / "spool", _spool_file(name))
 
     def unspool(self, name: str) -> None:
-        """Once the facts are in the log. Not durable: a spool file that comes back is ignored."""
-        with contextlib.suppress(FileNotFoundError):
-            (self._path / "spool" / f"{name}.json").unlink()
+        """Once the facts are in the log. Not durable: a spool file that comes back is ignored. Blocking.
 
-    def _keep(self, folder_path: Path, name: str, data: bytes) -> None:
-        with _translated(folder_path):
-            folder = self._folder(folder_path)
+        Raises:
+            FileFailed
+        """
+        file_name = _spool_file(name)
+        with self._opened(self._path / "spool") as folder, contextlib.suppress(FileNotFoundError):
+            self._disk.unlink(folder, file_name)
+
+    @contextmanager
+    def _opened(self, path: Path) -> Iterator[int]:
+        with _translated(path):
+            folder = self._folder(path)
             try:
-                if self._has(folder, name, len(data)):
-                    return
-                self._write(folder, name, data)
-                self._disk.sync_directory(folder)
+                yield folder
             finally:
                 self._disk.close(folder)
 
@@ -236,38 +254,32 @@ class Store:
         if path not in self._swept:
             for name in self._disk.names(folder):
                 if name.startswith(TEMPORARY) and not name.startswith(self._temporary):
-                    self._disk.unlink(folder, name)
+                    with contextlib.suppress(FileNotFoundError):  # another thread's first visit
+                        self._disk.unlink(folder, name)
             self._swept.add(path)
         return folder
 
-    def _write(self, folder: int, name: str, data: bytes) -> None:
-        temporary = f"{self._temporary}{secrets.token_hex(8)}.tmp"
-        file = self._disk.open(folder, temporary, create=True)
+    def _write_new(self, folder: int, name: str, data: bytes) -> None:
+        temporary = self._write_temporary(folder, data)
         try:
-            self._disk.pwrite(file, data, 0)
-            self._disk.sync(file)
-        except OSError:
+            self._disk.rename_new(folder, temporary, name)
+        except FileExistsError:
             self._disk.unlink(folder, temporary)
-            raise
-        finally:
-            self._disk.close(file)
-        # Over whatever has this name: it can only be the same bytes, or what is left of them.
-        self._disk.replace(folder, temporary, name)
+            if _digest_of(self._disk, folder, name, len(data)) != digest(data):
+                raise FileFailed(f"The spool holds another reply as {name}; it was left as it is.", code="io_error") from None
 
-    def _has(self, folder: int, name: str, size: int) -> bool:
+    def _write_temporary(self, folder: int, data: bytes) -> str:
+        """Its name; the bytes are durable, the name is not."""
+        temporary = f"{self._temporary}{secrets.token_hex(8)}.tmp"
+        _write_whole(self._disk, folder, temporary, data)
+        return temporary
+
+    def _has(self, folder: int, sha256: Sha256, size: int) -> bool:
         """Whether it is there, whole and durable already."""
-        try:
-            file = self._disk.open(folder, name)
-        except FileNotFoundError:
+        if _digest_of(self._disk, folder, sha256, size) != sha256:
             return False
-        try:
-            if self._disk.size(file) != size:
-                return False
-            whole = digest(self._disk.pread(file, size, 0)) == name
-            self._disk.sync_directory(folder)  # its writer may have died between the rename and this
-            return whole
-        finally:
-            self._disk.close(file)
+        self._disk.sync_directory(folder)  # its writer may have died between the rename and this
+        return True
 
     def _read(self, folder_path: Path, name: str) -> bytes | None:
         with _translated(folder_path):
@@ -287,6 +299,16 @@ class Store:
                 self._disk.close(file)
 
 
+def _insist_on_room(free: int, folder: Path, pictures: int) -> None:
+    wanted = FREE_BYTES_MIN * pictures
+    if free < wanted:
+        raise FileFailed(
+            f"The disk of {folder} has {free // 1_000_000} MB left; at least {wanted // 1_000_000} MB are wanted before a "
+            "picture is paid for.",
+            code="no_space",
+        )
+
+
 def _deepest_folder(start: Path, name: OutputName) -> Path:
     """The last folder on the way that exists; everything behind it would be made.
 
@@ -296,6 +318,8 @@ def _deepest_folder(start: Path, name: OutputName) -> Path:
     """
     existing = start
     while not existing.exists():
+        if existing.is_symlink():
+            raise FileFailed(f"{existing} is a link to nowhere; choose another output directory.", code="not_there")
         existing = existing.parent
     if not existing.is_dir():
         raise FileFailed(f"{existing} is not a folder; choose another output directory.", code="not_there")
@@ -306,6 +330,8 @@ def _deepest_folder(start: Path, name: OutputName) -> Path:
         try:
             found = inner.stat() if name.absolute else inner.lstat()
         except FileNotFoundError:
+            if inner.is_symlink():
+                raise _not_a_folder(component) from None
             return existing
         if not stat.S_ISDIR(found.st_mode):
             raise _not_a_folder(component)
@@ -313,13 +339,33 @@ def _deepest_folder(start: Path, name: OutputName) -> Path:
     return existing
 
 
-def _digest_of(disk: Disk, folder: int, name: str) -> Sha256 | None:
+def _write_whole(disk: Disk, folder: int, name: str, data: bytes) -> None:
+    """A new file whose bytes are durable, or none."""
+    file = disk.open(folder, name, create=True)
+    try:
+        disk.pwrite(file, data, 0)
+        disk.sync(file)
+    except OSError:
+        disk.unlink(folder, name)
+        raise
+    finally:
+        disk.close(file)
+
+
+def _spool_file(name: str) -> str:
+    if _SPOOL_NAME.fullmatch(name) is None:
+        raise AssertionError(f"{name!r} is no name of an attempt")
+    return f"{name}.json"
+
+
+def _digest_of(disk: Disk, folder: int, name: str, size: int) -> Sha256 | None:
+    """None for what is not a file of this size."""
     try:
         file = disk.open(folder, name)
     except OSError:
         return None
     try:
-        return digest(disk.pread(file, disk.size(file), 0))
+        return digest(disk.pread(file, size, 0)) if disk.size(file) == size else None
     finally:
         disk.close(file)
 
@@ -337,6 +383,8 @@ def _translated(path: Path) -> Iterator[None]:
     """The system's refusals in our words, with our path: never a foreign one."""
     try:
         yield
+    except ValueError as exc:  # a NUL in the path: Python's own refusal
+        raise FileFailed(f"{path} cannot be used: {exc}.", code="io_error") from exc
     except OSError as exc:
         code = _CODES.get(exc.errno or 0, "io_error")
         raise FileFailed(f"{path} cannot be used: {exc.strerror or 'unknown trouble'}.", code=code) from exc

@@ -1,13 +1,17 @@
 """Provenance inside the files themselves, put there without touching a pixel.
 
 PNG: one text chunk for each key, before the pixels (readers may ignore what comes after them); tEXt where
-Latin-1 holds the text, iTXt in UTF-8 otherwise. Files of other kinds are left as they are.
+Latin-1 holds the text, iTXt in UTF-8 otherwise. JPEG and WebP: the same keys as one JSON object in the EXIF
+user comment. A JPEG holds 64 KiB of it at most: a prompt that does not fit is cut there, ends with "…", and
+MCP-Prompt-Characters tells its whole length. Files of other kinds are left as they are.
 
     minimal    MCP-History-UUID
     standard   + MCP-Tool, MCP-Prompt, MCP-Model, MCP-Created, MCP-Size, MCP-Quality, MCP-Format
     full       + MCP-Parameters (JSON)
 
-What was drawn offline carries MCP-Backend at every level but off.
+Prompts stand in the file from `standard` on, because that is what users of the old program look for; who gives
+pictures away without telling how they were asked for takes `minimal`. What was drawn offline carries MCP-Backend
+at every level but off.
 """
 
 import zlib
@@ -16,7 +20,8 @@ from typing import NamedTuple
 import msgspec
 
 from eventlog.values import Embedding, ImageRequest
-from tools.pictures import PNG, png_chunks, sniff
+from tools import exif
+from tools.pictures import png_chunks, sniff
 
 PREFIX = "MCP-"
 
@@ -40,23 +45,41 @@ def embed(data: bytes, provenance: Provenance, level: Embedding) -> bytes:
     """The same picture with its provenance; the same input gives the same bytes.
 
     Raises:
-        BadPicture: a PNG that is cut off.
+        BadPicture: cut off.
     """
-    if level == "off" or sniff(data) != "png":
+    if level == "off":
         return data
-    first_pixels = next(chunk.start for chunk in png_chunks(data) if chunk.kind in (b"IDAT", b"IEND"))
-    texts = b"".join(_text_chunk(key, value) for key, value in _entries(provenance, level).items())
-    return data[:first_pixels] + texts + data[first_pixels:]
+    match sniff(data):
+        case "png":
+            return _into_png(data, _entries(provenance, level))
+        case "jpeg" | "webp":
+            return _into_exif(data, _entries(provenance, level))
+        case _:
+            return data
 
 
 def extract(data: bytes) -> dict[str, str]:
-    """The MCP- keys of a PNG, whoever wrote them; empty for other files. Text from outside: not to be believed.
+    """The MCP- keys of a file, whoever wrote them; empty where there are none. Text from outside: not to be believed.
 
     Raises:
-        BadPicture: a PNG that is cut off.
+        BadPicture: cut off.
     """
-    if not data.startswith(PNG):
-        return {}
+    match sniff(data):
+        case "png":
+            return _from_png(data)
+        case "jpeg" | "webp":
+            return _from_exif(data)
+        case _:
+            return {}
+
+
+def _into_png(data: bytes, entries: dict[str, str]) -> bytes:
+    first_pixels = next(chunk.start for chunk in png_chunks(data) if chunk.kind in (b"IDAT", b"IEND"))
+    texts = b"".join(_text_chunk(key, value) for key, value in entries.items())
+    return data[:first_pixels] + texts + data[first_pixels:]
+
+
+def _from_png(data: bytes) -> dict[str, str]:
     found = {}
     for chunk in png_chunks(data):
         key, separator, _ = bytes(chunk.body[:80]).partition(b"\0")
@@ -69,6 +92,47 @@ def extract(data: bytes) -> dict[str, str]:
             *_, text = body[2:].split(b"\0", 2)
             found[key.decode("latin-1")] = text.decode("utf-8", "replace")
     return found
+
+
+def _into_exif(data: bytes, entries: dict[str, str]) -> bytes:
+    whole = _written(data, entries)
+    if whole is not None:
+        return whole
+    prompt = entries.get("MCP-Prompt", "")
+    best = data  # what others put there leaves no room at all: the picture is worth more than its label
+    fits, too_many = -1, len(prompt)
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        cut = {"MCP-Prompt": prompt[:middle] + "…", "MCP-Prompt-Characters": str(len(prompt))}
+        shortened = _written(data, {**entries, **cut})
+        if shortened is None:
+            too_many = middle
+        else:
+            fits, best = middle, shortened
+    return best
+
+
+def _written(data: bytes, entries: dict[str, str]) -> bytes | None:
+    try:
+        return exif.write(data, _json(entries))
+    except exif.TooLong:
+        return None
+
+
+def _from_exif(data: bytes) -> dict[str, str]:
+    try:
+        found = msgspec.json.decode(exif.read(data) or "{}", type=dict[str, str])
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return {}
+    return {key: value for key, value in found.items() if key.startswith(PREFIX)}
+
+
+def _json(entries: dict[str, str]) -> str:
+    return msgspec.json.encode({key: _without_surrogates(value) for key, value in entries.items()}).decode()
+
+
+def _without_surrogates(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
 
 
 def _entries(provenance: Provenance, level: Embedding) -> dict[str, str]:

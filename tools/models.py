@@ -102,6 +102,14 @@ def catalogue() -> Catalogue:
     return msgspec.json.decode(DATA.read_bytes(), type=Catalogue)
 
 
+def known_models() -> str:
+    """The models that answer on the catalogue's own date, for people to choose from; those about to go with their day."""
+    today = catalogue().as_of
+    staying = [model.name for model in catalogue().models if model.gone_from is None]
+    going = [f"{m.name} (until {m.gone_from})" for m in catalogue().models if m.gone_from and today < m.gone_from]
+    return ", ".join(staying + going)
+
+
 def check(request: ImageRequest, prompt: str, today: date) -> tuple[str, ...]:
     """What a user should know about the request although it may be sent.
 

@@ -18,7 +18,14 @@ DEPTH_MAX = 16
 SUFFIXES = {"png": (".png",), "jpeg": (".jpg", ".jpeg"), "webp": (".webp",), "gif": (".gif",), "svg": (".svg",)}
 IMAGE_SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
 CLAUDE_PATHS = ("/mnt/user-data/", "/mnt/transcripts/")
-_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?")
+_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³]) *(\..*)?")
+_REFUSED_CATEGORIES = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+# Not by category: what is unassigned differs from one Python to the next, and new emoji are in every user's hands.
+_NONCHARACTER = re.compile(
+    "[\ufdd0-\ufdef" + "".join(chr(plane + last) for plane in range(0, 0x110000, 0x10000) for last in (0xFFFE, 0xFFFF)) + "]"
+)
+# Joiners, fillers and variation selectors: letters and marks by category, nothing to the eye.
+_UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 
 
 class OutputName(NamedTuple):
@@ -52,7 +59,7 @@ def parse_output(argument: str, root: Path, *, any_path: bool, output_format: st
             "path_virtual",
         )
     if text == "~" or text.startswith("~/"):
-        text = str(Path.home()) + text[1:]
+        text = _home() + text[1:]
     absolute = text.startswith("/")
     components = [part for part in text.split("/") if part not in ("", ".")]
     if ".." in components:
@@ -103,6 +110,13 @@ def _with_suffix(name: str, output_format: str) -> tuple[str, str]:
     return name, right[0]
 
 
+def _home() -> str:
+    try:
+        return str(Path.home())
+    except RuntimeError as exc:
+        raise _no("“~” in output_path means nothing here: your home directory is not known.", "path_user") from exc
+
+
 def _below(components: list[str], root: Path) -> list[str] | None:
     """The rest of the path below the root as configured or as it really is; None if it is elsewhere."""
     for base in (os.path.normpath(root), os.path.realpath(root)):
@@ -116,7 +130,8 @@ def _refuse_strange_text(text: str, argument: str) -> None:
     if len(text) > PATH_CHARACTERS_MAX:
         raise _no(f"output_path has {len(text)} characters; at most {PATH_CHARACTERS_MAX} are allowed.", "path_too_long")
     for character in text:
-        if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp") or "︀" <= character <= "️":
+        refused = unicodedata.category(character) in _REFUSED_CATEGORIES
+        if refused or _NONCHARACTER.match(character) or _UNSEEN.match(character):
             raise _no(
                 f"output_path contains the invisible or control character U+{ord(character):04X}; leave it out.",
                 "path_control",
@@ -130,9 +145,9 @@ def _refuse_strange_text(text: str, argument: str) -> None:
 
 
 def _refuse_strange_component(component: str, argument: str) -> None:
-    if component[0] in ".-~ ":
+    if component[0] in ".-~" or component[0].isspace():
         raise _no(f"a part of output_path {argument!r} begins with {component[0]!r}; choose another name.", "path_leading")
-    if component[-1] in ". ":
+    if component[-1] == "." or component[-1].isspace():
         raise _no(f"a part of output_path {argument!r} ends with {component[-1]!r}; choose another name.", "path_trailing")
     if found := set(component) & set('<>:"|?*'):
         raise _no(f"output_path {argument!r} contains {min(found)!r}, which not every system allows.", "path_character")

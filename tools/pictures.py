@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 PNG = b"\x89PNG\r\n\x1a\n"
 DECODED_PIXELS_MAX = 50_000_000  # six times the API's largest picture; more is not decoded for a thumbnail
 SVG_LOOK_BYTES = 4096
+_SVG = re.compile(rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!DOCTYPE[^>]*>\s*)?(<!--.*?-->\s*)?<svg[\s>]", re.DOTALL)
 JPEG_FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 JPEG_ALONE = {0x01, *range(0xD0, 0xD8)}
 
@@ -41,7 +42,7 @@ class Chunk(NamedTuple):
 
 
 def sniff(data: bytes) -> str | None:
-    """png, jpeg, webp, gif, svg, or None."""
+    """png, jpeg, webp, gif, svg, or None. Looks at the beginning only."""
     if data.startswith(PNG):
         return "png"
     if data.startswith(b"\xff\xd8\xff"):
@@ -50,7 +51,7 @@ def sniff(data: bytes) -> str | None:
         return "webp"
     if data.startswith((b"GIF87a", b"GIF89a")):
         return "gif"
-    if re.match(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?<svg[\s>]", data[:SVG_LOOK_BYTES], re.DOTALL):
+    if _SVG.match(data[:SVG_LOOK_BYTES]):
         return "svg"
     return None
 
@@ -91,6 +92,8 @@ def thumbnail(data: bytes, edge_px: int, quality: int) -> bytes:
         raise BadPicture(f"{found.width}x{found.height} pixels are too many to decode for a preview")
     try:
         with Image.open(io.BytesIO(data), formats=[found.format.upper()]) as opened:
+            if opened.size != (found.width, found.height):
+                raise BadPicture("the picture gives two different sizes of itself")
             opened.draft("RGB", (edge_px, edge_px))
             image = opened.convert("RGBA")
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as exc:
@@ -157,6 +160,8 @@ def _measure_png(data: bytes) -> Measured:
                 raise BadPicture("the png's header is damaged")
             width, height = int.from_bytes(chunk.body[:4], "big"), int.from_bytes(chunk.body[4:8], "big")
         has_pixels = has_pixels or chunk.kind == b"IDAT"
+        if chunk.kind == b"IEND" and chunk.end != len(data):
+            raise BadPicture(f"{len(data) - chunk.end:,} bytes follow the end of the png")
     return _insist(Measured("png", width, height), has_pixels)
 
 

@@ -108,6 +108,19 @@ def output_tokens(model: str, size: str, quality: str) -> int | None:
     return None if found is None else ceil(found[1])
 
 
+def span() -> CostRange:
+    """The least and the most that one picture of the models in use costs, at the usual sizes, prompt left out."""
+    costs = [
+        tokens * Fraction(price.image_out)
+        for price in table().models
+        if price.image_out is not None and price.name in catalogue().usable_names(table().as_of)
+        for quality in (*price.factors, *price.tokens)
+        for size in table().sizes_when_auto
+        for tokens in _tokens(price, size, quality) or ()
+    ]
+    return CostRange(low=MicroUSD(floor(min(costs))), high=MicroUSD(ceil(max(costs))), table=table().version)
+
+
 def show(amount: MicroUSD | None) -> str:
     """Four decimals or, for less than a hundredth of a cent, six; "unknown" for None."""
     if amount is None:

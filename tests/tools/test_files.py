@@ -4,6 +4,8 @@ import errno
 import os
 import secrets
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from tools.errors import FileFailed, Refused
 from tools.files import TEMPORARY, OutputRoot, Store
 from tools.names import parse_output
 
+ROOT = Path(__file__).resolve().parents[2]
 DATA = b"\x89PNG not really"
 
 
@@ -61,7 +64,8 @@ ATTACKS = [
     "file:///etc/x.png", "x\0.png", "a\nb.png", "a\rb.png",
     "a\x1b[31m.png", "a\u202epng.exe", "a\u200b.png", "a\u2028.png",
     "a\ufeff.png", "a\U000e0041.png", "a\ufe0f.png", "a\ue000.png",
-    "a\ufdd0.png", "con", "NUL.png", "com1.png", "COM¹.png",
+    "a\ufdd0.png", "a\U0010ffff.png", "a\u3164.png", "a\U000e0101.png", "a\u034f.png", "\u3000x.png", "a\u3000/x.png",
+    "con .png", "con", "NUL.png", "com1.png", "COM¹.png",
     "lpt9.txt", "a:b.png", "a<b.png", 'a"b.png', "a|b.png", "a?b.png", "a*.png",
     ".hidden.png", "-rf.png", " lead.png", "sub/.ssh/x.png", "trail .", "a/b /x.png", "a./x.png", "x" * 300, "漢" * 70,
     "/".join("d" * 17) + "/x.png", "a/" * 600 + "x.png",
@@ -100,6 +104,8 @@ def test_absolute_paths_beside_the_root_are_outside(argument: str, tree: Path) -
         ("a.b.c", "a.b.c.png"),
         ("./a//b/x.png", "a/b/x.png"),
         ("京都/雨.png", "京都/雨.png"),
+        ("狐🦊.png", "狐🦊.png"),
+        ("new \U0001fae8 emoji.png", "new \U0001fae8 emoji.png"),  # Unicode 15, unassigned for Python 3.11
         ("cafe\u0301.png", "caf\u00e9.png"),
         ("taken.png", "taken_1.png"),
         ("dangling.png", "dangling_1.png"),
@@ -136,6 +142,76 @@ def test_any_path_goes_elsewhere_but_still_never_overwrites_or_climbs(tree: Path
     assert (outside / "canary.png").read_bytes() == b"canary"
     with pytest.raises(Refused):
         place(tree / "root", f"{outside}/../x.png", any_path=True)
+
+
+def test_any_path_follows_the_links_that_the_user_has_in_parents(tree: Path) -> None:
+    (tree / "shelf").symlink_to(tree / "outside")
+    assert place(tree / "root", f"{tree}/shelf/new/x.png", any_path=True).read_bytes() == DATA
+    assert (tree / "outside" / "new" / "x.png").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("argument", ["a/../x.png", "~root/x.png", "x\0.png", "http://e/x.png", "/tmp/.hidden.png", "a\\b.png"])
+def test_any_path_keeps_every_rule_about_text(argument: str, tree: Path) -> None:
+    before = snapshot(tree)
+    with pytest.raises(Refused):
+        place(tree / "root", argument, any_path=True)
+    assert snapshot(tree) == before
+
+
+@pytest.mark.parametrize("name", ["漢" * 65, "é" * 98, "x" * 196, "🦊" * 49])
+def test_the_longest_names_are_counted_in_bytes_and_leave_room_for_a_number(name: str, tmp_path: Path) -> None:
+    paths = [place(tmp_path, name) for _ in range(11)]
+    assert len(set(paths)) == 11 and paths[-1].name == f"{name}_10.png"
+    with pytest.raises(Refused) as caught:
+        place(tmp_path, name + "漢" * 3)
+    assert caught.value.code == "path_too_long"
+
+
+def test_both_spellings_of_an_accent_are_one_name(tmp_path: Path) -> None:
+    assert [place(tmp_path, name).name for name in ("caf\u00e9.png", "cafe\u0301.png")] == ["caf\u00e9.png", "caf\u00e9_1.png"]
+
+
+def test_a_folder_swapped_for_a_link_between_check_and_place_is_not_followed(tree: Path) -> None:
+    root = tree / "root"
+    (root / "sub").mkdir()
+    before = snapshot(tree)
+    check(root, "sub/x.png")
+    with OutputRoot.open(root, any_path=False) as opened:
+        name = opened.parse("sub/x.png", output_format="png")
+        (root / "sub").rmdir()
+        (root / "sub").symlink_to(tree / "outside")
+        with pytest.raises(Refused) as caught:
+            opened.place(name, DATA, token="t")
+    assert caught.value.code == "path_link" and snapshot(tree) == before
+
+
+def test_a_root_renamed_while_open_still_gets_its_picture_and_its_successor_none(tree: Path) -> None:
+    root = tree / "root"
+    with OutputRoot.open(root, any_path=False) as opened:
+        root.rename(tree / "moved")
+        root.symlink_to(tree / "outside")
+        opened.place(opened.parse("x.png", output_format="png"), DATA, token="t")
+    assert (tree / "moved" / "x.png").read_bytes() == DATA and not (tree / "outside" / "x.png").exists()
+
+
+def test_new_folders_are_for_the_owner_alone(tmp_path: Path) -> None:
+    path = place(tmp_path / "root", "a/b/x.png")
+    assert {stat.S_IMODE(folder.stat().st_mode) for folder in (path.parent, path.parent.parent, tmp_path / "root")} == {0o700}
+
+
+CODES = {
+    "../x.png": "path_dotdot", "/etc/x.png": "path_outside", "x\0.png": "path_control", "http://e/x.png": "path_url",
+    "x" * 300: "path_too_long", "sub/": "path_is_folder", "a\\b.png": "path_backslash", "~root/x.png": "path_user",
+    ".x.png": "path_leading", "trail .": "path_trailing", "a?.png": "path_character", "con.png": "path_reserved",
+    "d/" * 17 + "x.png": "path_too_deep", "/mnt/user-data/outputs/x.png": "path_virtual", "link/x.png": "path_link",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("argument", CODES)
+def test_every_refusal_has_its_own_stable_code(argument: str, tree: Path) -> None:
+    with pytest.raises(Refused) as caught:
+        place(tree / "root", argument)
+    assert caught.value.code == CODES[argument]
 
 
 def test_numbered_pictures_keep_their_folder_and_never_replace(tree: Path) -> None:
@@ -258,6 +334,50 @@ def test_the_check_before_paying_sees_links_files_and_full_disks(tree: Path, mon
         check(tree / "root", "x.png")
 
 
+def test_the_check_before_paying_sees_links_to_nowhere(tree: Path) -> None:
+    (tree / "nowhere").symlink_to(tree / "gone")
+    with pytest.raises(FileFailed, match="link to nowhere"):
+        check(tree / "nowhere", "x.png")
+    with pytest.raises(FileFailed, match="link to nowhere"):
+        check(tree / "nowhere" / "sub", "x.png")
+    with pytest.raises(Refused):
+        OutputRoot.check(tree / "root", f"{tree}/nowhere/x.png", any_path=True, output_format="png", count=1)
+
+
+@pytest.mark.parametrize("mode", [0o500, 0o300, 0o000])
+def test_the_check_before_paying_answers_in_our_words_when_the_system_says_no(mode: int, tree: Path) -> None:
+    """In a child that gives up its rights, because root may do anything."""
+    (tree / "root" / "closed").mkdir(mode=mode)
+    for path in (tree, *tree.parents):
+        if path != path.parent and path.stat().st_uid == os.getuid():
+            path.chmod(path.stat().st_mode | 0o011)
+    program = (
+        "import os, sys; from pathlib import Path; from tools.files import OutputRoot; from tools.errors import FileFailed\n"
+        "root = Path(sys.argv[1])\n"
+        "if os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"
+        "for argument in ('closed/x.png', 'closed/sub/x.png'):\n"
+        "    try: OutputRoot.check(root, argument, any_path=False, output_format='png', count=1)\n"
+        "    except FileFailed as exc: print(exc.code)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tree / "root")], capture_output=True, text=True, check=True, timeout=60, cwd=ROOT
+    )
+    (tree / "root" / "closed").chmod(0o700)
+    assert done.stdout.split() == ["not_permitted", "not_permitted"], done.stderr
+
+
+def test_a_store_without_room_says_so_before_a_picture_is_paid_for(tmp_path: Path) -> None:
+    class Full(Disk):
+        def free_bytes(self, directory: int) -> int:
+            return 64 * 1024 * 1024 * 2 - 1
+
+    store = Store.open(tmp_path / "store", Full())
+    store.check_room(1)
+    with pytest.raises(FileFailed) as caught:
+        store.check_room(2)
+    assert caught.value.code == "no_space"
+
+
 @given(st.text(max_size=60))
 def test_what_is_accepted_is_plain_components(argument: str) -> None:
     try:
@@ -302,6 +422,10 @@ class OrderedDisk(Disk):
         self.calls.append("name")
         super().replace(directory, old, new)
 
+    def rename_new(self, directory: int, old: str, new: str) -> None:
+        self.calls.append("name")
+        super().rename_new(directory, old, new)
+
     def sync_directory(self, directory: int) -> None:
         self.calls.append("sync names")
         super().sync_directory(directory)
@@ -310,6 +434,7 @@ class OrderedDisk(Disk):
 def test_a_blob_is_synced_before_it_has_its_name_and_the_name_before_it_is_told(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "store", disk := OrderedDisk())
     store.put(b"first in this folder")
+    assert disk.calls[-4:] == ["write", "sync", "name", "sync names"]
     disk.calls.clear()
     store.spool("request-1", b"{}")
     assert disk.calls == ["write", "sync", "name", "sync names"]
@@ -317,6 +442,83 @@ def test_a_blob_is_synced_before_it_has_its_name_and_the_name_before_it_is_told(
     store.unspool("request-1")
     store.unspool("request-1")
     assert store.spooled("request-1") is None
+
+
+def test_a_placed_file_is_synced_before_it_has_its_name_and_the_name_before_it_is_told(tmp_path: Path) -> None:
+    with OutputRoot.open(tmp_path, any_path=False) as opened:
+        opened._disk = disk = OrderedDisk()
+        opened.place(opened.parse("x.png", output_format="png"), DATA, token="t")
+        assert disk.calls == ["write", "sync", "name", "sync names"]
+        disk.calls.clear()
+        opened.place(opened.parse("new/x.png", output_format="png"), DATA, token="t")
+        assert disk.calls == ["sync names", "write", "sync", "name", "sync names"]
+
+
+def test_a_spooled_reply_is_written_once_and_never_replaced(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store")
+    store.spool("a-1", b'{"first":1}')
+    store.spool("a-1", b'{"first":1}')
+    for other in (b'{"other":2}', b"longer than the first one"):
+        with pytest.raises(FileFailed, match="left as it is"):
+            store.spool("a-1", other)
+    assert store.spooled("a-1") == b'{"first":1}'
+    assert [path.name for path in (tmp_path / "store" / "spool").iterdir()] == ["a-1.json"]
+    assert stat.S_IMODE((tmp_path / "store" / "spool" / "a-1.json").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("name", ["", ".", "../x", "a/b", "/etc/x", "a\0b", ".hidden", "x" * 300])
+def test_a_spool_name_that_is_no_attempt_is_a_bug(name: str, tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store")
+    for act in (lambda: store.spool(name, b"{}"), lambda: store.spooled(name), lambda: store.unspool(name)):
+        with pytest.raises(AssertionError):
+            act()
+
+
+@pytest.mark.parametrize("sha256", ["", "../outside/canary.png", "/etc/passwd", "A" * 64, "0" * 63, "spool"])
+def test_the_store_is_asked_by_digest_only(sha256: str, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "canary.png").write_bytes(b"canary")
+    store = Store.open(tmp_path / "home" / "store")
+    with pytest.raises(FileFailed, match="no picture"):
+        store.get(Sha256(sha256))
+
+
+def test_a_blob_that_is_cut_or_a_link_is_seen(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store")
+    blob = store.put(DATA)
+    store.path(blob.sha256).write_bytes(DATA[:-1])
+    with pytest.raises(FileFailed, match="damaged"):
+        store.get(blob.sha256)
+    store.path(blob.sha256).unlink()
+    (tmp_path / "elsewhere").write_bytes(DATA)
+    store.path(blob.sha256).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileFailed):
+        store.get(blob.sha256)
+    store.put(DATA)
+    assert store.get(blob.sha256) == DATA and not store.path(blob.sha256).is_symlink()
+
+
+def test_many_threads_put_the_same_blob(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store")
+    blobs: list[object] = []
+    threads = [threading.Thread(target=lambda: blobs.append(store.put(DATA))) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(blobs) == 20 and len(set(map(str, blobs))) == 1
+    assert [path.name for path in (tmp_path / "store" / digest(DATA)[:2]).iterdir()] == [digest(DATA)]
+
+
+@pytest.mark.parametrize(("call", "number", "code"), [("pwrite", errno.ENOSPC, "no_space"), ("sync", errno.EIO, "io_error")])
+def test_a_store_whose_disk_says_no_keeps_no_half_blob(call: str, number: int, code: str, tmp_path: Path) -> None:
+    Store.open(tmp_path / "store")
+    store = Store.open(tmp_path / "store", FailingDisk(call, number))
+    for act in (lambda: store.put(DATA), lambda: store.spool("a-1", DATA)):
+        with pytest.raises(FileFailed) as caught:
+            act()
+        assert caught.value.code == code
+    assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
 
 
 def test_what_a_dead_process_left_half_written_is_swept(tmp_path: Path) -> None:

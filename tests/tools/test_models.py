@@ -65,11 +65,15 @@ def test_sizes_within_the_rule_are_allowed(size: str) -> None:
         ("big", "WIDTHxHEIGHT"),
         ("0x16", "WIDTHxHEIGHT"),
         ("１０２４x1024", "WIDTHxHEIGHT"),
+        ("01024x1024", "WIDTHxHEIGHT"),
+        ("1024X1024", "WIDTHxHEIGHT"),
+        ("9" * 5000 + "x16", "WIDTHxHEIGHT"),
     ],
 )
 def test_sizes_outside_the_rule_are_refused_with_the_reason(size: str, why: str) -> None:
     said = refusal(size=size)
-    assert why in str(said) and said.argument == "size"
+    assert why in str(said) and said.argument == "size" and said.code == "unsupported_size"
+    assert len(str(said)) < 250 and str(said).isprintable()
 
 
 def test_a_size_of_a_model_with_fixed_sizes_is_refused_with_the_nearest() -> None:
@@ -87,7 +91,13 @@ def test_the_nearest_size_is_always_allowed(width: int, height: int) -> None:
     ("changes", "code"),
     [
         ({"quality": "max"}, "unsupported_quality"),
-        ({"output_format": "gif"}, "unsupported_format"),
+        ({"model": "gpt-image-1.5", "output_format": "gif"}, "unsupported_format"),
+        ({"output_format": "bmp"}, "bad_arguments"),
+        ({"background": "pink"}, "bad_arguments"),
+        ({"moderation": "off"}, "bad_arguments"),
+        ({"model": ""}, "bad_arguments"),
+        ({"model": "gpt\n\u202e"}, "bad_arguments"),
+        ({"output_format": "svg", "count": 2}, "bad_arguments"),
         ({"background": "transparent", "output_format": "jpeg"}, "bad_arguments"),
         ({"output_compression": 50}, "bad_arguments"),
         ({"output_compression": 101, "output_format": "webp"}, "bad_arguments"),
@@ -99,9 +109,46 @@ def test_what_a_model_cannot_do_is_refused_before_any_call(changes: dict[str, ob
     assert refusal(**changes).code == code
 
 
-@pytest.mark.parametrize("prompt", ["", "  \n", "x" * 32_001])
+@pytest.mark.parametrize("prompt", ["", "  \n", "x" * 32_001, "half \ud83e a fox"])
 def test_a_prompt_that_the_api_would_refuse_is_refused_here(prompt: str) -> None:
     assert refusal(prompt=prompt).argument == "prompt"
+
+
+def test_what_is_not_known_is_passed_on_with_a_warning_and_never_claimed() -> None:
+    (warning,) = check(order(output_format="gif"), "x", TODAY)
+    assert "gif" in warning and "not known" in warning
+    warnings = check(order(model="chatgpt-image-latest", background="transparent"), "x", TODAY)
+    assert any("transparent" in warning and "not known" in warning for warning in warnings)
+
+
+def test_previews_and_experimental_sizes_are_named() -> None:
+    (warning,) = check(order(background="transparent"), "x", TODAY)
+    assert "preview" in warning
+    (warning,) = check(order(model="gpt-image-2.6-flare", output_format="svg"), "x", TODAY)
+    assert "preview" in warning
+    (warning,) = check(order(size="3840x2160"), "x", TODAY)
+    assert "experimental" in warning
+    assert check(order(size="2560x1440"), "x", TODAY) == ()
+
+
+def test_auto_is_allowed_for_every_living_model() -> None:
+    for name in catalogue().usable_names(TODAY):
+        check(order(model=name, size="auto", quality="auto"), "x", TODAY)
+
+
+def test_a_model_knows_what_to_offer() -> None:
+    living = [catalogue().find(name) for name in catalogue().usable_names(TODAY)]
+    for model in living:
+        assert model is not None and model.dearest_quality == model.qualities[-1]
+        assert catalogue().sizes(model)
+        for size in catalogue().sizes(model):
+            check(order(model=model.name, size=size, quality=model.dearest_quality), "x", TODAY)
+
+
+def test_replacements_are_alive_after_what_they_replace() -> None:
+    for model in catalogue().models:
+        if model.gone_from:
+            assert model.replacement in catalogue().usable_names(model.gone_from)
 
 
 def test_every_entry_names_its_source() -> None:

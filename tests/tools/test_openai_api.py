@@ -2,6 +2,7 @@
 
 import base64
 import json
+import zlib
 
 import pytest
 from hypothesis import given
@@ -103,7 +104,19 @@ def test_a_readable_reply_without_the_picture_is_billed_and_kept(body: bytes) ->
     assert found.usage is not None
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b'{"created":1,"data":[', b"[]", b"\xff"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>",
+        b'{"created":1,"data":[',
+        b"[]",
+        b"\xff",
+        b'{"x":' + b"[" * 200_000,
+        b'{"data":[],"size":' + b'{"a":' * 200_000,
+    ],
+    ids=["empty", "page", "cut", "list", "not utf-8", "deep", "deep beside the data"],
+)
 def test_an_unreadable_200_may_be_billed_and_is_kept(body: bytes) -> None:
     found = failure(200, body)
     assert (found.code, found.billed, found.retry, found.kept) == ("outcome_unknown", "unknown", "never", body)
@@ -127,6 +140,12 @@ ERRORS = [
     (429, error("rate_limit_exceeded"), "rate_limited", "no", "later"),
     (429, error("slow_down"), "rate_limited", "no", "later"),
     (429, b"<html>", "rate_limited", "no", "later"),
+    (400, error("billing_hard_limit_reached"), "quota_exhausted", "no", "never"),
+    (409, error(), "bad_request", "no", "never"),
+    (500, b'{"error":' + b"[" * 200_000, "outcome_unknown", "unknown", "never"),
+    (400, error("moderation_blocked", moderation_details=[1]), "moderation_blocked", "no", "never"),
+    (500, b'{"error":{}}', "outcome_unknown", "unknown", "never"),
+    (429, b'{"error":{"message":"m","code":7,"param":[]}}', "rate_limited", "no", "later"),
     (429, error("insufficient_quota"), "quota_exhausted", "no", "never"),
     (429, error("billing_hard_limit_reached"), "quota_exhausted", "no", "never"),
     (429, error("project_spend_limit_exceeded"), "quota_exhausted", "no", "never"),
@@ -153,7 +172,7 @@ def test_every_error_has_its_class(status: int, body: bytes, code: str, billed: 
 @given(st.integers(100, 599), st.binary(max_size=300))
 def test_whatever_comes_is_read_without_a_crash_and_only_the_harmless_is_retried(status: int, body: bytes) -> None:
     found = read(order(), status, {}, body)
-    assert isinstance(found, Failure) and len(found.message) <= 1000
+    assert isinstance(found, Failure) and len(found.message) <= 500 and found.message.isprintable()
     assert found.retry == "never" or found.billed == "no"
     assert found.code in NEXT_STEPS
 
@@ -165,6 +184,14 @@ def test_whatever_comes_is_read_without_a_crash_and_only_the_harmless_is_retried
         ({"retry_after_ms": "1500", "retry_after": "9"}, "", 1.5),
         ({}, "Limit 5, Used 5, Requested 1. Please try again in 12s.", 12),
         ({}, "Please try again in 250ms.", 0.25),
+        ({}, "Please try again in 1m12.5s.", 72.5),
+        ({}, "Please try again in 2h.", 7200),
+        ({}, "Please try again in 3m.", 180),
+        ({"retry_after": "Sun, 22 Nov 2026 10:00:20 GMT", "date": "Sun, 22 Nov 2026 10:00:00 GMT"}, "", 20),
+        ({"retry_after": "Sun, 22 Nov 2026 09:00:00 GMT", "date": "Sun, 22 Nov 2026 10:00:00 GMT"}, "", 0),
+        ({"retry_after": "Sun, 22 Nov 2026 10:00:20 GMT"}, "", None),
+        ({"retry_after": "inf"}, "", 86_400),
+        ({"retry_after": "999999999"}, "", 86_400),
         ({"retry_after": "-1"}, "", None),
         ({"retry_after": "nan"}, "", None),
         ({"retry_after": "soon"}, "", None),
@@ -179,6 +206,55 @@ def test_moderation_names_its_stage_and_categories() -> None:
     details = {"moderation_stage": "output", "categories": ["violence", "self-harm"]}
     said = failure(400, error("moderation_blocked", moderation_details=details)).message
     assert "output" in said and "violence, self-harm" in said
+    crowd = {"moderation_stage": "o" * 900, "categories": ["c" * 900] * 50}
+    loud = failure(400, error("moderation_blocked", "m" * 9000, moderation_details=crowd))
+    assert len(loud.message) <= 500 and len(loud.categories) == 10
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [None, {}, "x", {"input_tokens": 5}, {"input_tokens": -5, "output_tokens": 1}, {"input_tokens": 1, "output_tokens": 10**30}],
+)
+def test_a_paid_picture_is_not_lost_to_odd_figures_and_their_cost_is_unknown_not_zero(usage: object) -> None:
+    found = read(order(), 200, {}, good(usage=usage, size=5, quality=[], created="now", background={}))
+    assert isinstance(found, Reply) and found.images[0].data == picture("png")
+    assert found.usage is None and found.created is None
+    assert found.rendered.size == found.rendered.quality == ""
+
+
+def test_a_total_that_is_missing_is_the_sum() -> None:
+    found = read(order(), 200, {}, good(usage={"input_tokens": 5, "output_tokens": 7}))
+    assert isinstance(found, Reply) and found.usage is not None and found.usage.total_tokens == 12
+
+
+@given(st.integers(0, 9), st.text("ABab01+/=-_ \n", min_size=1, max_size=3))
+def test_base64_is_believed_only_in_its_one_canonical_spelling(end: int, junk: str) -> None:
+    text = base64.b64encode(picture("gif", 2, 2)).decode()
+    cut = len(text) - end
+    spelled = text[:cut] + junk + text[cut:]
+    found = read(order(size="2x2", output_format="gif"), 200, {}, good(data=[{"b64_json": spelled}]))
+    if isinstance(found, Reply):
+        assert base64.b64encode(found.images[0].data).decode() == spelled
+
+
+def test_left_over_bits_in_base64_are_seen() -> None:
+    data = picture("png", 2, 2)
+    while len(data) % 3 != 1:  # a comment chunk of growing length moves the end over a base64 boundary
+        text = b"tEXt" + b"a\0" + b"b" * (len(data) % 3)
+        data = data[:33] + (len(text) - 4).to_bytes(4, "big") + text + zlib.crc32(text).to_bytes(4, "big") + data[33:]
+    spelled = base64.b64encode(data).decode()
+    assert spelled.endswith("==") and isinstance(read(order(size="2x2"), 200, {}, good(data=[{"b64_json": spelled}])), Reply)
+    other = spelled[:-3] + chr(ord(spelled[-3]) + 1) + "=="
+    assert base64.b64decode(other, validate=True) == data
+    found = read(order(size="2x2"), 200, {}, good(data=[{"b64_json": other}]))
+    assert isinstance(found, Failure) and found.code == "bad_reply" and "left over" in found.message
+
+
+def test_what_looks_like_a_key_is_not_repeated() -> None:
+    said = failure(
+        401, error("invalid_api_key", "Incorrect API key provided: sk-proj-abcdefgh12345678. Bearer abcdefgh1234")
+    ).message
+    assert "abcdefgh" not in said and "sk-…" in said
 
 
 def test_text_from_outside_is_short_and_harmless() -> None:

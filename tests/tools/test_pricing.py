@@ -1,12 +1,14 @@
 """Money: every published figure is reproduced, bounds hold, and unknown is never zero."""
 
 from datetime import date
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from eventlog.values import CostRange, ImageRequest, MicroUSD, Usage
+from tools import pricing
 from tools.models import catalogue
 from tools.pricing import cost, estimate, output_tokens, show, show_range, table
 
@@ -77,11 +79,38 @@ def test_the_upper_bound_covers_a_token_for_every_byte_of_the_prompt(prompt: str
     assert bound.high - bare.high >= 5 * len(prompt.encode())
 
 
-@pytest.mark.parametrize("changes", [{"model": "gpt-image-9"}, {"quality": "ultra", "size": "1024x1024"}])
+def test_the_prompt_is_bounded_as_if_each_picture_were_billed_for_it() -> None:
+    one, ten = (estimate(order(size="1024x1024", quality="low", count=n), "x" * 1000) for n in (1, 10))
+    assert one.high is not None and ten.high == 10 * one.high
+
+
+def test_a_cost_never_exceeds_the_upper_end_of_its_estimate() -> None:
+    prompt = "雨の京都 🦊" * 100
+    bound = estimate(order(size="1536x1024", quality="high", count=3), prompt).high
+    told = usage(input_tokens=6 + len(prompt), output_tokens=3 * 5488, input_text_tokens=6 + len(prompt), input_image_tokens=0)
+    real = cost("gpt-image-2", told, backend="openai").amount
+    assert real is not None and bound is not None and 0 < real <= bound
+
+
+@pytest.mark.parametrize(
+    "changes", [{"model": "gpt-image-9"}, {"size": "big", "quality": "low"}, {"quality": "ultra", "size": "1024x1024"}]
+)
 def test_without_a_price_the_estimate_is_unknown_not_zero(changes: dict[str, object]) -> None:
     found = estimate(order(**changes), "x")
     assert (found.low, found.high) == (None, None)
     assert "unknown" in show_range(found)
+
+
+def test_a_fraction_of_a_micro_dollar_is_rounded_up_in_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = tmp_path / "prices.json"
+    odd.write_text(pricing.DATA.read_text("utf-8").replace('"30.00"', '"30.00001"'), "utf-8")
+    monkeypatch.setattr(pricing, "DATA", odd)
+    table.cache_clear()
+    try:
+        found = estimate(order(size="1024x1024", quality="high"), "")
+    finally:
+        table.cache_clear()
+    assert (found.low, found.high) == (7024 * 30 + 6 * 5, 7024 * 30 + 6 * 5 + 1)
 
 
 def usage(**changes: int | None) -> Usage:
@@ -135,4 +164,5 @@ def test_every_price_has_a_date_and_a_source_and_every_living_model_a_price() ->
     assert all(price.source and price.confidence for price in table().models)
     priced = {price.name for price in table().models}
     assert set(catalogue().usable_names(date(2026, 11, 22))) <= priced
+    assert table().age_days(date(2026, 11, 25)) == 3
     assert not table().is_stale(date(2027, 2, 20)) and table().is_stale(date(2027, 2, 21))
