@@ -9,35 +9,29 @@ import os
 import select
 import stat
 import sys
-from collections.abc import Mapping, Sequence
+from _collections_abc import Mapping, Sequence  # all of `collections` takes 2-3 ms, we about 10
 
 from daemon.version import VERSION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
+    from _socket import socket as Socket
 
 EXIT_OK, EXIT_FAILED, EXIT_ALREADY_RUNNING = 0, 1, 75
 START_SECONDS_MAX = 20.0  # a cold start takes 1-2 s; replaying a log after a crash takes longer
-LAST_ANSWERS_SECONDS_MAX = 2.0  # after the client closed its side
+TRY_AGAIN_SECONDS = 0.2  # a daemon that has just lost the lock costs half a second of imports; not too often
+LAST_ANSWERS_SECONDS_MAX = 2.0  # of silence after the client closed its side
 BUFFER_BYTES_MAX = 1024 * 1024  # in each direction; beyond that the other side has to wait
 READ_BYTES = 64 * 1024
 ADDRESS_BYTES_MAX = 100  # sun_path holds 104 (macOS) or 108 (Linux)
 STDERR_BYTES_MAX = 1024 * 1024
 
-SETTING_NAMES = (
-    "OPENAI_API_KEY",
-    "OPENAI_ORGANIZATION",
-    "OPENAI_PROJECT_ID",
-    "OPENAI_BASE_URL",
-    "HISTORY_DB_PATH",
-    "OPENAI_BATCH_MAX_CONCURRENT",
-    "OPENAI_BATCH_TIMEOUT",
-    "DEBUG",
-)
-SETTING_PREFIXES = ("OPENAI_IMAGE_", "IMAGED_")
-NOT_FOR_THE_DAEMON = ("OPENAI_", "ANTHROPIC_", "AWS_", "GITHUB_", "GOOGLE_", "AZURE_")
-SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
+SETTING_NAMES = ("OPENAI_API_KEY", "OPENAI_ORGANIZATION", "OPENAI_PROJECT_ID", "OPENAI_BASE_URL", "HISTORY_DB_PATH", "DEBUG")
+SETTING_PREFIXES = ("OPENAI_IMAGE_", "OPENAI_BATCH_", "IMAGED_")
+# Named one by one, because nobody can list the names that people give to secrets.
+DAEMON_NAMES = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "OPENSSL_CONF")
+DAEMON_PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
+DAEMON_PREFIXES = ("IMAGED_", "LC_", "PYTHON", "SSL_CERT_", "DYLD_", "NIX_")
 
 
 class Trouble(Exception):
@@ -49,18 +43,19 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     try:
         if arguments:
             raise Trouble(f"`imaged mcp` takes no arguments, but was given {arguments[0]!r}.")
-        _insist_on_open(0, "stdin")
-        _insist_on_open(1, "stdout")
+        for descriptor, name in enumerate(("stdin", "stdout")):
+            if not _is_open(descriptor):
+                raise Trouble(f"{name} is closed; start imaged from an MCP client, or see `imaged --help`.")
+        if not _is_open(2):
+            os.open(os.devnull, os.O_WRONLY)  # takes number 2, which would otherwise be the daemon's socket
         run(environ, daemon_command())
     except Trouble as exc:
         _say(str(exc))
         return EXIT_FAILED
-    except BrokenPipeError:  # the client takes nothing more
-        return EXIT_OK
     except KeyboardInterrupt:
         return 130
-    except OSError as exc:
-        _say(f"stopped by the system: {exc.strerror or exc}.")
+    except (OSError, ValueError) as exc:
+        _say(f"stopped by the system: {exc}.")
         return EXIT_FAILED
     return EXIT_OK
 
@@ -68,10 +63,8 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
 def run(environ: Mapping[str, str], command: Sequence[str]) -> None:
     """The whole bridge. `command` starts a daemon that serves the home named by `environ`."""
     settings = with_env_file(environ)
-    home = home_directory(settings)
-    connection = _connect(home, settings, command)
-    connection.sendall(_hello(settings))
-    _pump(connection, connection.fileno())
+    hello = _hello(settings)
+    _pump(_connect(home_directory(settings), settings, command), hello)
 
 
 def with_env_file(environ: Mapping[str, str]) -> dict[str, str]:
@@ -81,16 +74,20 @@ def with_env_file(environ: Mapping[str, str]) -> dict[str, str]:
         Trouble: the file can be written by others, or cannot be read.
     """
     user = user_home(environ)
-    return {**_env_file(f"{user}/.config/imaged/.env"), **environ, "HOME": user}
+    values = _env_file(f"{user}/.config/imaged/.env")
+    return {**values, **{n: v for n, v in environ.items() if v.strip() or n not in values}, "HOME": user}
 
 
 def user_home(environ: Mapping[str, str]) -> str:
-    """From HOME or, without it, from the password database."""
-    if environ.get("HOME"):
+    """Absolute: from HOME or, without a usable one, from the password database; Trouble if neither knows."""
+    if environ.get("HOME", "").startswith("/"):
         return environ["HOME"]
     import pwd
 
-    return pwd.getpwuid(os.geteuid()).pw_dir
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError:
+        raise Trouble("HOME is not set and this user has no entry in the password database; set HOME.") from None
 
 
 def home_directory(environ: Mapping[str, str]) -> str:
@@ -116,20 +113,23 @@ def settings_of(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def daemon_command() -> list[str]:
-    """Starts this very program as a daemon, whatever folders stand in the client's working directory."""
+    """Starts this very program as a daemon, whatever packages of the same names stand elsewhere."""
     if getattr(sys, "frozen", False):
         return [sys.executable, "serve", "--idle-exit"]
-    # -P keeps the working directory out of sys.path; the package's own folder is named outright.
+    # -P keeps the working directory out of sys.path. Our folder leads only until our three packages are found:
+    # it may be site-packages, where something may bear the name of a standard module.
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    start = f"import sys; sys.path.insert(0, {root!r}); from daemon.__main__ import main; sys.exit(main())"
+    start = f"import sys; sys.path.insert(0, {root!r}); import daemon, eventlog, tools; del sys.path[0]; "
+    start += "from daemon.__main__ import main; sys.exit(main())"
     return [sys.executable, "-P", "-c", start, "serve", "--idle-exit"]
 
 
-def _insist_on_open(descriptor: int, name: str) -> None:
+def _is_open(descriptor: int) -> bool:
     try:
         os.fstat(descriptor)
     except OSError:
-        raise Trouble(f"{name} is closed; start imaged from an MCP client, or see `imaged --help`.") from None
+        return False
+    return True
 
 
 def _env_file(path: str) -> dict[str, str]:
@@ -144,84 +144,95 @@ def _env_file(path: str) -> dict[str, str]:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
             raise Trouble(f"{path} must be a file of your own that nobody else can write; run: chmod 600 {path}")
-        text = file.read(READ_BYTES).decode("utf-8", "replace")
+        data = file.read(READ_BYTES + 1)
+    text = data.decode("utf-8-sig", "replace")
+    if len(data) > READ_BYTES or "\0" in text or "\ufffd" in text:
+        raise Trouble(f"{path} must be text in UTF-8 of at most {READ_BYTES} bytes; save it again as such.")
     values = {}
     for line in text.splitlines():
         name, equals, value = line.strip().removeprefix("export ").partition("=")
-        if equals and not name.startswith("#"):
+        if equals and name.strip() and not name.startswith("#"):
             value = value.strip()
-            if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
-                value = value[1:-1]
-            values[name.strip()] = value
+            quote = value[:1] if value[:1] in ("'", '"') and value[:1] in value[1:] else ""
+            values[name.strip()] = value[1:].partition(quote)[0] if quote else value.partition(" #")[0].rstrip()
     return values
 
 
 def _hello(environ: Mapping[str, str]) -> bytes:
-    import json
+    from _json import encode_basestring_ascii as quoted  # all of `json` takes three times as long as everything else here
 
-    hello = {"imaged": 1, "software": VERSION, "door": "mcp", "settings": settings_of(environ)}
-    return json.dumps(hello).encode("ascii") + b"\n"
+    pairs = []
+    for name, value in settings_of(environ).items():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise Trouble(f"{name} is not text in UTF-8; set it again.") from None
+        pairs.append(f"{quoted(name)}: {quoted(value)}")
+    return f'{{"imaged": 1, "software": "{VERSION}", "door": "mcp", "settings": {{{", ".join(pairs)}}}}}\n'.encode("ascii")
 
 
-def _connect(home: str, environ: Mapping[str, str], command: Sequence[str]) -> "socket.socket":
+def _connect(home: str, environ: Mapping[str, str], command: Sequence[str]) -> "Socket":
     """A connection to this home's daemon, which is started if need be."""
     found = _try_to_connect(home)
     if found is not None:
         return found
+    import signal
     import time
 
-    child = _start(home, environ, command)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a client that ignores it would keep from us how the daemon ended
     give_up_at = time.monotonic() + START_SECONDS_MAX
-    while time.monotonic() < give_up_at:
-        select.select([], [], [], 0.01)
-        found = _try_to_connect(home)
-        if found is not None:
-            return found
-        status = _ended(child) if child else None
-        if status == EXIT_ALREADY_RUNNING:
-            # Another daemon holds the home: it is about to listen, or about to end. Look a while, then try again.
-            select.select([], [], [], 0.2)
-            found = _try_to_connect(home)
-            if found is not None:
-                return found
-            child = _start(home, environ, command)
+    child = begins = 0
+    while found is None:
+        if time.monotonic() > give_up_at:
+            raise Trouble(f"no daemon answered within {START_SECONDS_MAX:.0f} s.{_last_words(home, begins)}")
+        if not child:
+            child, begins = _start(home, environ, command)
+        status, pause = _ended(child), 0.01
+        if status in (EXIT_OK, EXIT_ALREADY_RUNNING):
+            child, pause = 0, TRY_AGAIN_SECONDS  # another one holds the home: it is about to listen, or to end
         elif status is not None:
-            raise Trouble(f"the daemon did not start (status {status}).{_last_words(home)}")
-    raise Trouble(f"no daemon answered within {START_SECONDS_MAX:.0f} s.{_last_words(home)}")
+            raise Trouble(f"the daemon did not start (status {status}).{_last_words(home, begins)}")
+        select.select([], [], [], pause)
+        found = _try_to_connect(home)
+    if child:
+        _ended(child)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits any more, and a daemon that ends must not stay a zombie
+    return found
 
 
-def _try_to_connect(home: str) -> "socket.socket | None":
-    """None if nobody listens.
+def _try_to_connect(home: str) -> "Socket | None":
+    """None if nobody listens, or nobody has room for us.
 
     Raises:
         Trouble: the place is not ours alone, or the listener is not us.
     """
-    import socket
+    import _socket  # `socket` itself takes ten times as long
 
     run_dir = f"{home}/run"
     try:
         directory = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
         found = os.fstat(directory)
         if found.st_uid != os.geteuid() or found.st_mode & 0o077:
             raise Trouble(f"{run_dir} must belong to you alone; run: chmod 700 {run_dir}")
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.setblocking(False)
         try:
+            if os.stat("mcp.sock", dir_fd=directory, follow_symlinks=False).st_uid != os.geteuid():
+                raise Trouble(f"{run_dir}/mcp.sock does not belong to you; remove it.")
             connection.connect(_address(run_dir, directory))
-        except (FileNotFoundError, ConnectionRefusedError):
+        except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
             connection.close()
             return None
-        if sys.platform == "linux":
-            import struct
-
-            peer = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            if peer[1] != os.geteuid():
-                raise Trouble(f"the process that listens in {run_dir} is not yours.")
-        return connection
     finally:
         os.close(directory)
+    level, option, length = (_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12) if sys.platform == "linux" else (0, 1, 76)
+    peer = connection.getsockopt(level, option, length)  # elsewhere LOCAL_PEERCRED; the uid is the second word of both
+    if int.from_bytes(peer[4:8], sys.byteorder) != os.geteuid():
+        raise Trouble(f"the process that listens in {run_dir} is not yours.")
+    return connection
 
 
 def _address(run_dir: str, directory: int) -> str:
@@ -233,28 +244,24 @@ def _address(run_dir: str, directory: int) -> str:
     raise Trouble(f"{path} is too long for a socket; set IMAGED_HOME to a shorter directory.")
 
 
-def _start(home: str, environ: Mapping[str, str], command: Sequence[str]) -> int:
-    """The pid of a daemon in a session of its own, which survives us, our terminal and our process group."""
-    logs = f"{home}/logs"
-    os.makedirs(logs, mode=0o700, exist_ok=True)
+def _start(home: str, environ: Mapping[str, str], command: Sequence[str]) -> tuple[int, int]:
+    """The pid of a daemon that survives us, our terminal and our process group, and where its stderr begins."""
+    os.umask(0o077)
+    os.makedirs(f"{home}/logs", mode=0o700, exist_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-    stderr = os.open(f"{logs}/daemon.stderr", flags, 0o600)
+    stderr = os.open(f"{home}/logs/daemon.stderr", flags, 0o600)
     if os.fstat(stderr).st_size > STDERR_BYTES_MAX:
         os.ftruncate(stderr, 0)
+    begins = os.fstat(stderr).st_size
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    os.chdir("/")  # posix_spawn cannot; and nobody's folder is held by us, either
+    for name in os.listdir("/dev/fd"):
+        if int(name) > 2 and _is_open(int(name)):
+            os.set_inheritable(int(name), False)  # what we inherited: a daemon must not keep a client's pipes open
+    actions = [(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, null, 1), (os.POSIX_SPAWN_DUP2, stderr, 2)]
+    clean = _clean({**environ, "IMAGED_HOME": home})
     try:
-        return os.posix_spawn(
-            command[0],
-            list(command),
-            _clean({**environ, "IMAGED_HOME": home}),
-            file_actions=[
-                (os.POSIX_SPAWN_DUP2, null, 0),
-                (os.POSIX_SPAWN_DUP2, null, 1),
-                (os.POSIX_SPAWN_DUP2, stderr, 2),
-            ],
-            setsid=True,
-            setsigmask=[],
-        )
+        return os.posix_spawn(command[0], list(command), clean, file_actions=actions, setsid=True, setsigmask=[]), begins
     except OSError as exc:
         raise Trouble(f"the daemon could not be started ({command[0]}: {exc.strerror}).") from None
     finally:
@@ -263,18 +270,14 @@ def _start(home: str, environ: Mapping[str, str], command: Sequence[str]) -> int
 
 
 def _clean(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a daemon that serves many: no secrets, and nothing of PyInstaller's own."""
-    kept = {}
-    for name, value in environ.items():
-        secret = any(word in name.upper() for word in SECRET_WORDS)
-        if not (secret or name.startswith(NOT_FOR_THE_DAEMON) or name.startswith("_PYI_")):
-            kept[name] = value
+    """The environment of a daemon that serves many: no secrets, no session's settings, nothing of PyInstaller's own."""
+    names = [n for n in environ if n in DAEMON_NAMES or n.upper() in DAEMON_PROXIES or n.startswith(DAEMON_PREFIXES)]
+    kept = {name: environ[name] for name in names}
     if getattr(sys, "frozen", False):
         kept["PYINSTALLER_RESET_ENVIRONMENT"] = "1"
-        original = kept.pop("LD_LIBRARY_PATH_ORIG", None)
         kept.pop("LD_LIBRARY_PATH", None)
-        if original is not None:
-            kept["LD_LIBRARY_PATH"] = original
+        if "LD_LIBRARY_PATH_ORIG" in environ:
+            kept["LD_LIBRARY_PATH"] = environ["LD_LIBRARY_PATH_ORIG"]
     return kept
 
 
@@ -283,11 +286,11 @@ def _ended(child: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if pid else None
 
 
-def _last_words(home: str) -> str:
+def _last_words(home: str, start: int) -> str:
     try:
         with open(f"{home}/logs/daemon.stderr", "rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - 2000))
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(min(start, end), end - 2000))
             lines = file.read().decode("utf-8", "replace").strip().splitlines()
     except OSError:
         return ""
@@ -295,17 +298,18 @@ def _last_words(home: str) -> str:
 
 
 class _Flow:
-    """One direction: what was read and is not written yet."""
+    """One direction: what was read and is not written yet. `at_once` bytes never block the sink when it is ready."""
 
-    def __init__(self, source: int, sink: int) -> None:
-        self.source = source
-        self.sink = sink
-        self.buffer = bytearray()
+    def __init__(self, source: int, sink: int, at_once: int, first: bytes = b"") -> None:
+        self.source, self.sink = source, sink
+        self.buffer = bytearray(first)
         self.ended = False
+        self.broken = False
+        self._at_once = at_once
 
     @property
     def wants_to_read(self) -> bool:
-        return not self.ended and len(self.buffer) < BUFFER_BYTES_MAX
+        return not self.ended and not self.broken and len(self.buffer) < BUFFER_BYTES_MAX
 
     def read(self) -> None:
         try:
@@ -314,50 +318,44 @@ class _Flow:
             return
         except ConnectionResetError:
             data = b""
-        if data:
-            self.buffer += data
-        else:
-            self.ended = True
+        self.buffer += data
+        self.ended = not data
 
     def write(self) -> None:
         try:
-            # No more than a pipe surely takes at once: a longer write could block, and stdin with it.
-            written = os.write(self.sink, self.buffer[: select.PIPE_BUF])
+            written = os.write(self.sink, self.buffer[: self._at_once])
         except BlockingIOError:
             return
+        except (BrokenPipeError, ConnectionResetError):
+            self.broken = True
+            written = len(self.buffer)
         del self.buffer[:written]
 
 
-def _pump(connection: "socket.socket", wire: int) -> None:
-    """Until the client has left and the daemon has said its last, or the daemon is gone."""
-    upstream, downstream = _Flow(0, wire), _Flow(wire, 1)
-    os.set_blocking(wire, False)
-    greeted = False
-    while True:
-        poll = select.poll()
-        masks: dict[int, int] = {}
-        for flow in (upstream, downstream):
-            if flow.wants_to_read:
-                masks[flow.source] = masks.get(flow.source, 0) | select.POLLIN
-            if flow.buffer and (greeted or flow is upstream):
-                masks[flow.sink] = masks.get(flow.sink, 0) | select.POLLOUT
-        for descriptor, mask in masks.items():
-            poll.register(descriptor, mask)
-        left = upstream.ended and not upstream.buffer
-        ready = dict(poll.poll(LAST_ANSWERS_SECONDS_MAX * 1000 if left else None))
-        if left and not ready:
+def _pump(connection: "Socket", hello: bytes) -> None:
+    """Until the client has left and the daemon has said its last, or takes nothing more, or the daemon is gone."""
+    wire = connection.fileno()
+    upstream = _Flow(0, wire, READ_BYTES, hello)
+    downstream = _Flow(wire, 1, select.PIPE_BUF)  # stdout may block: it is the client's, too, and not ours to change
+    greeted = half_closed = False
+    while not downstream.broken:
+        ready = _wait(upstream, downstream, greeted)
+        if not ready:
             return
-        if ready.get(wire, 0) & select.POLLOUT:
-            _upstream(upstream, connection)
+        if upstream.buffer and ready.get(wire, 0) & ~select.POLLIN:
+            upstream.write()
         if upstream.wants_to_read and ready.get(0):
             upstream.read()
-            if upstream.ended and not upstream.buffer:
+        if upstream.ended and not (upstream.buffer or upstream.broken or half_closed):
+            half_closed = True
+            try:
                 connection.shutdown(1)
-        if downstream.wants_to_read and ready.get(wire, 0) & (select.POLLIN | select.POLLHUP | select.POLLERR):
+            except OSError:
+                upstream.broken = True  # it went before us, which the next read will tell
+        if downstream.wants_to_read and ready.get(wire, 0) & ~select.POLLOUT:
             downstream.read()
-        if not greeted and downstream.buffer:
-            greeted = _first_line_is_good(downstream)
-        if greeted and downstream.buffer and ready.get(1, 0):
+        greeted = greeted or _first_line_is_good(downstream)
+        if greeted and downstream.buffer and ready.get(1):
             downstream.write()
         if downstream.ended and not (greeted and downstream.buffer):
             if upstream.ended:
@@ -365,26 +363,31 @@ def _pump(connection: "socket.socket", wire: int) -> None:
             raise Trouble("the daemon ended; start the client's server again. Jobs under way are in list_jobs.")
 
 
-def _upstream(flow: _Flow, connection: "socket.socket") -> None:
-    try:
-        flow.write()
-    except (BrokenPipeError, ConnectionResetError):
-        raise Trouble("the daemon ended; start the client's server again. Jobs under way are in list_jobs.") from None
-    if flow.ended and not flow.buffer:
-        connection.shutdown(1)
+def _wait(upstream: _Flow, downstream: _Flow, greeted: bool) -> dict[int, int]:
+    """What can be read or written. Empty when the client has left and nothing moved for long enough."""
+    masks: dict[int, int] = {}
+    for flow in (upstream, downstream):
+        if flow.wants_to_read:
+            masks[flow.source] = masks.get(flow.source, 0) | select.POLLIN
+        if flow.buffer and (greeted or flow is upstream):
+            masks[flow.sink] = masks.get(flow.sink, 0) | select.POLLOUT
+    poll = select.poll()
+    for descriptor, mask in masks.items():
+        poll.register(descriptor, mask)
+    # A daemon that is still starting has not said anything yet: `echo … | imaged mcp` deserves its answer.
+    patience = LAST_ANSWERS_SECONDS_MAX if greeted else START_SECONDS_MAX
+    return dict(poll.poll(patience * 1000 if upstream.ended else None))
 
 
 def _first_line_is_good(flow: _Flow) -> bool:
-    """False while it is not whole yet.
-
-    Raises:
-        Trouble: the daemon refused the settings; its sentence.
-    """
-    line, newline, _ = bytes(flow.buffer).partition(b"\n")
-    if not line.startswith(b'{"imaged"'[: len(line)]):
+    """False while it is not whole yet. If it refuses the settings, its sentence is raised as our Trouble."""
+    ours = b'{"imaged"'
+    start = bytes(flow.buffer[: len(ours)])
+    if not ours.startswith(start):
         return True
+    line, newline, _ = bytes(flow.buffer).partition(b"\n")
     if not newline:
-        return False
+        return len(flow.buffer) >= BUFFER_BYTES_MAX
     import json
 
     raise Trouble(str(json.loads(line).get("refused", "the daemon refused this client.")))

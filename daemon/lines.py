@@ -3,19 +3,26 @@
     reader = LineReader(max_bytes); for line in reader.feed(data): …
 
 Rule: what cannot be a message is answered, never dropped: a peer that waits for an answer to a broken line
-would wait for ever. A `Reject` carries that answer, ready to send.
+would wait for ever. A `Reject` carries that answer, ready to send. Nothing is decoded here beyond what is
+looked at; who takes the line parses it.
 """
 
 import json
+import re
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import NamedTuple
 
 import msgspec
 
 PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
+DEPTH_MAX = 64  # parsers behind us stop at about 200, and would not say whose request it was
 
 _Id = str | int | None
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"')
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
 class Reject(NamedTuple):
@@ -23,14 +30,14 @@ class Reject(NamedTuple):
 
 
 class _Look(msgspec.Struct):
-    """What must be right before anybody parses the rest."""
+    """What must be right before anybody parses the rest. Everything else is only walked over."""
 
     jsonrpc: object = None
-    id: object = None
+    id: object = msgspec.UNSET
     method: object = None
-    params: object = None
-    result: object = msgspec.UNSET
-    error: object = msgspec.UNSET
+    params: msgspec.Raw = msgspec.Raw(b"{}")
+    result: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 _look = msgspec.json.Decoder(_Look).decode
@@ -41,8 +48,7 @@ class LineReader:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._pieces: list[bytes] = []
-        self._held = 0
+        self._held = bytearray()
         self._skipping = False
 
     def feed(self, data: bytes) -> Iterator[bytes | Reject]:
@@ -60,60 +66,84 @@ class LineReader:
             yield from self._finish_line(b"")
 
     def _hold(self, piece: bytes) -> None:
-        if self._held + len(piece) > self._max_bytes:
+        if len(self._held) + len(piece) > self._max_bytes:
             self._skipping = True
-            self._pieces.clear()
-            self._held = 0
+            self._held = bytearray()
         if not self._skipping:
-            self._pieces.append(piece)
-            self._held += len(piece)
+            self._held += piece
 
     def _finish_line(self, piece: bytes) -> Iterator[bytes | Reject]:
-        self._hold(piece)
+        if self._held or self._skipping or len(piece) > self._max_bytes:
+            self._hold(piece)
+            piece = bytes(self._held)
+            self._held = bytearray()
         if self._skipping:
             self._skipping = False
             yield _reject(None, INVALID_REQUEST, f"A message of more than {self._max_bytes} bytes was skipped.")
-            return
-        line = b"".join(self._pieces)
-        self._pieces.clear()
-        self._held = 0
-        if line.strip():
-            yield _checked(line)
+        elif piece.strip():
+            yield _checked(piece)
 
 
 def _checked(line: bytes) -> bytes | Reject:
     try:
+        if not line.isascii():
+            line.decode()  # what is only walked over is not checked for it
         seen = _look(line)
-    except msgspec.ValidationError:
-        return _reject(None, INVALID_REQUEST, "A message is one JSON object; batches are not part of MCP.")
-    except RecursionError:
-        return _reject(None, INVALID_REQUEST, "The message is nested too deeply.")
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return _not_json(line)
-    request_id = seen.id if isinstance(seen.id, str | int) and not isinstance(seen.id, bool) else None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _not_an_object(line)
+    is_answer = seen.method is None and (seen.result is not msgspec.UNSET or seen.error is not msgspec.UNSET)
+    request_id = None if is_answer else _usable_id(seen.id)
+    if _depth(line) > DEPTH_MAX:
+        return _reject(request_id, INVALID_REQUEST, f"The message is nested more than {DEPTH_MAX} deep.")
     if seen.jsonrpc != "2.0":
         return _reject(request_id, INVALID_REQUEST, 'The message does not say "jsonrpc": "2.0".')
-    if seen.method is None and (seen.result is not msgspec.UNSET or seen.error is not msgspec.UNSET):
+    if is_answer:
         return line
     if not isinstance(seen.method, str):
         return _reject(request_id, INVALID_REQUEST, "The message has no method.")
-    if seen.id is not None and request_id is None:
-        return _reject(None, INVALID_REQUEST, "The id of a request is a string or a whole number.")
-    if seen.params is not None and not isinstance(seen.params, dict):
+    if bytes(memoryview(seen.params)[:1]) not in (b"{", b"n"):
         return _reject(request_id, INVALID_REQUEST, "The params of a message are a JSON object.")
+    # Some clients write "id": null where there is none. A request with it would never find its answer.
+    has_none = seen.id is msgspec.UNSET or (seen.id is None and seen.method.startswith("notifications/"))
+    if request_id is None and not has_none:
+        return _reject(None, INVALID_REQUEST, "The id of a request is a string or a whole number of 64 bits.")
     return line
 
 
-def _not_json(line: bytes) -> Reject:
+def _depth(line: bytes) -> int:
+    """How deep arrays and objects are nested in a line of good JSON; at most as deep as it has brackets."""
+    brackets = line.count(b"[") + line.count(b"{")
+    if brackets <= DEPTH_MAX:
+        return brackets
+    return max(accumulate(map(_STEPS.__getitem__, _STRING.sub(b"", line).translate(None, _NOT_BRACKETS))))
+
+
+def _not_an_object(line: bytes) -> Reject:
     """JSON to a lenient eye, but with half a character (`\\ud800`) in its text, is answered to whoever asked."""
     try:
-        lenient = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError):
+        lenient = json.loads(line.decode())
+    except RecursionError:
+        return _reject(None, INVALID_REQUEST, "The message is nested too deeply.")
+    except ValueError:
         return _reject(None, PARSE_ERROR, "This line is not JSON in UTF-8.")
-    request_id = lenient.get("id") if isinstance(lenient, dict) else None
-    if not isinstance(request_id, str | int) or isinstance(request_id, bool) or not str(request_id).isprintable():
-        request_id = None
+    if not isinstance(lenient, dict):
+        return _reject(None, INVALID_REQUEST, "A message is one JSON object; batches are not part of MCP.")
+    is_answer = "method" not in lenient and ("result" in lenient or "error" in lenient)
+    request_id = None if is_answer else _usable_id(lenient.get("id"))
     return _reject(request_id, INVALID_REQUEST, "The message holds text or numbers that JSON in UTF-8 cannot hold.")
+
+
+def _usable_id(request_id: object) -> _Id:
+    """What can be said back in an answer: None for half a character, and for a number that few parsers can read."""
+    if isinstance(request_id, int) and not isinstance(request_id, bool):
+        return request_id if -(1 << 63) <= request_id < 1 << 63 else None
+    if not isinstance(request_id, str):
+        return None
+    try:
+        request_id.encode()
+    except UnicodeEncodeError:
+        return None
+    return request_id
 
 
 def _reject(request_id: _Id, code: int, message: str) -> Reject:

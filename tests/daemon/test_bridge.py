@@ -5,6 +5,7 @@ import json
 import os
 import select
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.program import SECONDS_MAX
+from daemon import bridge
+from tests.program import SECONDS_MAX, wait_until
 
 BRIDGE = Path(__file__).resolve().parent.parent.parent / "daemon" / "bridge.py"
 ALONE = f"""
@@ -54,13 +56,20 @@ class FakeDaemon:
         return connection, json.loads(line)
 
 
+def alone(command: Sequence[str], before: str = "", *options: str) -> list[str]:
+    """The bridge in an interpreter that knows nothing but the standard library; `before` it runs, some Python."""
+    code = (
+        f"{ALONE}import os\nbridge.daemon_command = lambda: {list(command)!r}\n{before}\nsys.exit(bridge.main([], os.environ))\n"
+    )
+    return [sys.executable, "-I", "-S", *options, "-c", code]
+
+
 @contextlib.contextmanager
 def bridged(
-    home: Path, command: Sequence[str] = ("/bin/false",), cwd: Path = Path("/"), **environment: str
+    home: Path, command: Sequence[str] = ("/bin/false",), cwd: Path = Path("/"), before: str = "", **environment: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    code = ALONE + f"import os\nbridge.daemon_command = lambda: {list(command)!r}\nsys.exit(bridge.main([], os.environ))\n"
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", code],
+        alone(command, before),
         env={"HOME": str(home), "IMAGED_HOME": str(home / "imaged"), **environment},
         cwd=cwd,
         stdin=subprocess.PIPE,
@@ -288,6 +297,8 @@ def test_a_daemon_is_started_apart_from_us_and_without_our_secrets(tmp_path: Pat
         "ANTHROPIC_API_KEY": "x",
         "GITHUB_TOKEN": "x",
         "DB_PASSWORD": "x",
+        "DATABASE_URL": "postgres://me:x@db",
+        "SLACK_HOOK": "x",
         "_PYI_X": "1",
         "HTTPS_PROXY": "http://p",
     }
@@ -297,10 +308,11 @@ def test_a_daemon_is_started_apart_from_us_and_without_our_secrets(tmp_path: Pat
         assert process.stdout.read() == b'{"hello":"client"}\n', said(process)
     home = tmp_path / "imaged"
     environment = eval((home / "environ").read_text())
-    assert not set(secrets) & set(environment) - {"HTTPS_PROXY"}
+    assert set(secrets) & set(environment) == {"HTTPS_PROXY"}
     assert environment["IMAGED_HOME"] == str(home) and KEY not in str(environment)
     assert oct((home / "logs" / "daemon.stderr").stat().st_mode)[-3:] == "600"
-    assert (home / "place").read_text() in (repr((str(hostile), True)), repr(("/", True)))
+    assert (home / "place").read_text() == repr(("/", True))
+    assert oct(home.stat().st_mode)[-3:] == oct((home / "logs").stat().st_mode)[-3:] == "700"
 
 
 def test_a_daemon_that_cannot_start_says_why(tmp_path: Path) -> None:
@@ -337,3 +349,399 @@ def test_nothing_is_imported_that_a_bridge_does_not_need() -> None:
         "heapq",
     }
     assert more <= allowed, more - allowed
+
+
+def test_a_refusal_is_told_even_to_a_client_that_goes_on_talking(daemon: FakeDaemon, tmp_path: Path) -> None:
+    for _ in range(10):
+        with bridged(tmp_path) as process:
+            assert process.stdin
+            process.stdin.write(b"x" * 60_000)
+            process.stdin.flush()
+            connection, _ = daemon.accept()
+            connection.sendall(b'{"imaged":1,"refused":"No."}\n')
+            connection.close()
+            assert said(process) == (1, "imaged: No.\n")
+
+
+def test_a_daemon_that_goes_during_the_first_line_is_told(daemon: FakeDaemon, tmp_path: Path) -> None:
+    large = {f"IMAGED_{number}": "x" * 100_000 for number in range(8)}  # more than the socket takes at once
+    with bridged(tmp_path, **large) as process:
+        connection, _ = daemon.listener.accept()
+        connection.recv(1)
+        connection.close()
+        status, text = said(process)
+        assert status == 1 and "the daemon ended" in text
+
+
+@pytest.mark.parametrize("first", [b"\n", b'{"imag', b'{"imagery":1}\n', b"{}\n", b'{"imaged"' + b"x" * 2_000_000])
+def test_only_a_refusal_is_taken_for_one(first: bytes, daemon: FakeDaemon, tmp_path: Path) -> None:
+    rest = b'inery":2}\n'
+    with bridged(tmp_path) as process:
+        connection, _ = daemon.accept()
+        connection.setblocking(True)
+        threading.Thread(target=connection.sendall, args=(first + rest,), daemon=True).start()
+        assert process.stdout and process.stdout.read(len(first + rest)) == first + rest
+
+
+@pytest.mark.parametrize("line", [b'{"imaged": 1, "refused": \n', b'{"imaged": 1}\n'])
+def test_a_refusal_without_a_reason_is_still_one_sentence(line: bytes, daemon: FakeDaemon, tmp_path: Path) -> None:
+    with bridged(tmp_path) as process:
+        connection, _ = daemon.accept()
+        connection.sendall(line)
+        status, text = said(process)
+        assert status == 1 and text.startswith("imaged: ") and text.count("\n") == 1
+
+
+def test_neither_side_can_make_it_hold_more_than_its_buffers(daemon: FakeDaemon, tmp_path: Path) -> None:
+    with bridged(tmp_path) as process:
+        connection, _ = daemon.accept()
+        assert process.stdin and process.stdout
+        os.set_blocking(process.stdin.fileno(), False)
+        connection.setblocking(False)
+        taken = 0
+        while True:
+            _, ready, _ = select.select([], [process.stdin, connection], [], 0.5)
+            if not ready:
+                break
+            with contextlib.suppress(BlockingIOError):
+                if process.stdin in ready:
+                    taken += os.write(process.stdin.fileno(), b"x" * 65536)
+                if connection in ready:
+                    taken += connection.send(b"y" * 65536)
+        assert taken < 2 * bridge.BUFFER_BYTES_MAX + 1_500_000, "the rest is what pipes and sockets hold"
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        peak_kib = int(status.partition("VmHWM:")[2].split()[0])
+        assert peak_kib < 40_000
+
+
+def test_a_client_that_left_is_not_waited_for_by_a_daemon_that_takes_nothing(daemon: FakeDaemon, tmp_path: Path) -> None:
+    with bridged(tmp_path, before="bridge.LAST_ANSWERS_SECONDS_MAX = 0.2") as process:
+        connection, _ = daemon.accept()
+        assert process.stdin and process.stdout
+        connection.sendall(b"hello\n")
+        assert process.stdout.read(6) == b"hello\n"
+        process.stdin.write(b"x" * 900_000)  # more than the socket holds, less than the bridge
+        process.stdin.close()
+        assert said(process) == (0, "")
+
+
+def test_a_daemon_that_is_still_starting_may_answer_a_client_that_has_said_all(daemon: FakeDaemon, tmp_path: Path) -> None:
+    with bridged(tmp_path, before="bridge.LAST_ANSWERS_SECONDS_MAX = 0.01") as process:
+        assert process.stdin and process.stdout
+        process.stdin.write(b"question\n")
+        process.stdin.close()
+        connection, _ = daemon.accept()
+        assert not select.select([process.stdout], [], [], 0.3)[0], "it must not have given up"
+        connection.sendall(b"answer\n")
+        assert process.stdout.read() == b"answer\n"
+        assert said(process) == (0, "")
+
+
+def test_stdin_and_stdout_may_be_files(daemon: FakeDaemon, tmp_path: Path) -> None:
+    question, answer = os.urandom(300_000), os.urandom(300_000).replace(b"{", b"[")
+    (tmp_path / "in").write_bytes(question)
+    with (tmp_path / "in").open("rb") as stdin, (tmp_path / "out").open("wb") as stdout:
+        environment = {"HOME": str(tmp_path), "IMAGED_HOME": str(tmp_path / "imaged")}
+        process = subprocess.Popen(alone(["/bin/false"]), env=environment, stdin=stdin, stdout=stdout)
+        connection, _ = daemon.accept()
+        received = b""
+        while piece := connection.recv(1 << 16):
+            received += piece
+        connection.sendall(answer)
+        connection.close()
+        assert process.wait(SECONDS_MAX) == 0
+    assert received == question and (tmp_path / "out").read_bytes() == answer
+
+
+def test_a_closed_stderr_never_puts_words_into_the_daemons_ear(daemon: FakeDaemon, tmp_path: Path) -> None:
+    command = f"exec {shlex.join(alone(['/bin/false']))} 2>&-"
+    environment = {"HOME": str(tmp_path), "IMAGED_HOME": str(tmp_path / "imaged")}
+    process = subprocess.Popen(["/bin/sh", "-c", command], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with process:
+        connection, _ = daemon.accept()
+        connection.sendall(b'{"imaged":1,"refused":"No."}\n')
+        assert process.wait(SECONDS_MAX) == 1
+        assert connection.recv(100) == b""
+
+
+def test_arguments_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert bridge.main(["--verbose"], {"HOME": str(tmp_path)}) == 1
+    assert "--verbose" in capfd.readouterr().err
+
+
+SERVES = """
+import os, socket, sys
+home = os.environ["IMAGED_HOME"]
+os.makedirs(home + "/run", mode=0o700, exist_ok=True)
+try:
+    os.mkdir(home + "/lock")
+except FileExistsError:
+    sys.exit(75)
+s = socket.socket(socket.AF_UNIX)
+s.bind(home + "/run/new"); s.listen(); os.rename(home + "/run/new", home + "/run/mcp.sock")
+s.settimeout(30)
+served = []
+while True:
+    c, _ = s.accept()
+    served.append(c)
+    c.sendall(b'{"pid":%d}\\n' % os.getpid())
+"""
+
+
+@contextlib.contextmanager
+def ended_afterwards(home: Path) -> Iterator[list[int]]:
+    """Daemons that were started apart from us, by pid; ended whatever happens."""
+    pids: list[int] = []
+    try:
+        yield pids
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def greeting(process: subprocess.Popen[bytes]) -> int:
+    assert process.stdout
+    assert select.select([process.stdout], [], [], SECONDS_MAX)[0]
+    return int(json.loads(process.stdout.readline())["pid"])
+
+
+def test_many_bridges_at_once_find_one_daemon_and_leave_no_dead_ones_behind(tmp_path: Path) -> None:
+    command = [sys.executable, "-I", "-c", SERVES]
+    with ended_afterwards(tmp_path) as pids, contextlib.ExitStack() as stack:
+        bridges = [stack.enter_context(bridged(tmp_path, command)) for _ in range(5)]
+        pids += {greeting(process) for process in bridges}
+        assert len(pids) == 1
+        ours = {str(process.pid) for process in bridges}
+
+        def dead_children() -> list[str]:
+            found = []
+            for entry in Path("/proc").iterdir():
+                with contextlib.suppress(OSError):
+                    state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+                    found += [entry.name] if entry.name.isdigit() and state == "Z" and parent in ours else []
+            return found
+
+        wait_until(lambda: not dead_children(), "the losers to be buried")
+        os.kill(pids[0], signal.SIGKILL)
+        for process in bridges:
+            assert said(process)[0] == 1
+
+
+def test_a_socket_that_nobody_listens_on_any_more_is_no_hindrance(daemon: FakeDaemon, tmp_path: Path) -> None:
+    daemon.listener.close()
+    with ended_afterwards(tmp_path) as pids, bridged(tmp_path, [sys.executable, "-I", "-c", SERVES]) as process:
+        pids.append(greeting(process))
+
+
+def test_a_client_that_ignores_its_children_still_hears_why_a_daemon_did_not_start(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import sys; sys.exit('no room')"]
+    before = "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)"
+    with bridged(tmp_path, command, before=before) as process:
+        status, text = said(process)
+        assert status == 1 and "status 1" in text and "no room" in text
+
+
+def test_a_daemon_keeps_nothing_open_of_what_a_client_handed_down(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    environment = {"HOME": str(tmp_path), "IMAGED_HOME": str(tmp_path / "imaged")}
+    with ended_afterwards(tmp_path) as pids, os.fdopen(reading, "rb") as pipe:
+        command = alone([sys.executable, "-I", "-c", SERVES])
+        with subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[writing]
+        ) as process:
+            os.close(writing)
+            pids.append(greeting(process))
+            process.kill()
+        assert select.select([pipe], [], [], SECONDS_MAX)[0], "the daemon holds the pipe"
+        assert pipe.read() == b""
+
+
+def test_only_what_this_start_said_is_quoted(tmp_path: Path) -> None:
+    logs = tmp_path / "imaged" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "daemon.stderr").write_text("an old story\n")
+    with bridged(tmp_path, [sys.executable, "-c", "raise SystemExit(3)"]) as process:
+        status, text = said(process)
+        assert status == 1 and "status 3" in text and "old story" not in text
+
+
+def test_the_last_words_of_daemons_do_not_grow_without_end(tmp_path: Path) -> None:
+    logs = tmp_path / "imaged" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "daemon.stderr").write_bytes(b"x" * (bridge.STDERR_BYTES_MAX + 1))
+    with bridged(tmp_path, [sys.executable, "-c", "raise SystemExit('new story')"]) as process:
+        assert "new story" in said(process)[1]
+    assert (logs / "daemon.stderr").read_text() == "new story\n"
+
+
+def test_a_daemon_that_does_not_answer_is_given_up(tmp_path: Path) -> None:
+    with bridged(tmp_path, ["/bin/sleep", "2"], before="bridge.START_SECONDS_MAX = 0.2") as process:
+        status, text = said(process)
+        assert status == 1 and "no daemon answered" in text
+
+
+def test_the_real_command_runs_us_and_nobody_of_the_same_name(tmp_path: Path) -> None:
+    site, hostile = tmp_path / "site", tmp_path / "hostile"
+    for name in ("daemon", "eventlog", "tools"):
+        shutil.copytree(BRIDGE.parent.parent / name, site / name, ignore=shutil.ignore_patterns("*.otf", "__pycache__"))
+        (hostile / name).mkdir(parents=True)
+        (hostile / name / "__init__.py").write_text("raise SystemExit('a stranger was imported')")
+    (site / "argparse.py").write_text("raise SystemExit('a standard module was shadowed')")
+    told = (
+        "import sys, json; sys.path.insert(0, sys.argv[1]); from daemon import bridge; print(json.dumps(bridge.daemon_command()))"
+    )
+    found = subprocess.run([sys.executable, "-I", "-c", told, str(site)], capture_output=True, check=True, timeout=SECONDS_MAX)
+    command = json.loads(found.stdout)
+    assert command[-2:] == ["serve", "--idle-exit"]
+    done = subprocess.run(
+        [*command[:-2], "--version"],
+        cwd=hostile,
+        env={"PYTHONPATH": str(hostile)},
+        capture_output=True,
+        timeout=SECONDS_MAX,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, f"imaged {bridge.VERSION}\n".encode()), done.stderr
+
+
+def test_a_packaged_daemon_gets_its_own_libraries_and_a_fresh_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    assert bridge.daemon_command() == [sys.executable, "serve", "--idle-exit"]
+    packed = {"_PYI_ARCHIVE_FILE": "x", "LD_LIBRARY_PATH": "/tmp/_MEI", "LD_LIBRARY_PATH_ORIG": "/opt/lib", "HOME": "/h"}
+    assert bridge._clean(packed) == {"PYINSTALLER_RESET_ENVIRONMENT": "1", "LD_LIBRARY_PATH": "/opt/lib", "HOME": "/h"}
+    del packed["LD_LIBRARY_PATH_ORIG"]
+    assert bridge._clean(packed) == {"PYINSTALLER_RESET_ENVIRONMENT": "1", "HOME": "/h"}
+
+
+def env_file(home: Path, content: bytes) -> Path:
+    path = home / ".config" / "imaged" / ".env"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    path.chmod(0o600)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        (b"DEBUG=1", "1"),
+        (b"  export DEBUG = 1  ", "1"),
+        (b"DEBUG=a b # a remark", "a b"),
+        (b"DEBUG='a # b' # a remark", "a # b"),
+        (b'DEBUG="a=b"', "a=b"),
+        (b"DEBUG='it is", "'it is"),
+        (b"DEBUG=", ""),
+        (b"\xef\xbb\xbfDEBUG=1\r\nX=2\r\n", "1"),
+        ("DEBUG=京都".encode(), "京都"),
+        (b"# DEBUG=1", None),
+        (b"DEBUG", None),
+        (b"=1", None),
+    ],
+)
+def test_an_env_file_is_read_as_people_write_them(line: bytes, value: str | None, tmp_path: Path) -> None:
+    env_file(tmp_path, line)
+    found = bridge.with_env_file({"HOME": str(tmp_path)})
+    assert found.get("DEBUG") == value and "" not in found
+
+
+def test_an_empty_variable_counts_as_not_set(tmp_path: Path) -> None:
+    env_file(tmp_path, b"OPENAI_API_KEY=mine\nDEBUG=1\n")
+    found = bridge.with_env_file({"HOME": str(tmp_path), "OPENAI_API_KEY": " ", "DEBUG": "0", "LANG": ""})
+    assert found == {"HOME": str(tmp_path), "OPENAI_API_KEY": "mine", "DEBUG": "0", "LANG": ""}
+
+
+@pytest.mark.parametrize("content", ["DEBUG=1\n".encode("utf-16"), b"DEBUG=\xff", b"DEBUG=a\0b", b"#" * 70_000])
+def test_an_env_file_that_is_not_text_is_refused(content: bytes, tmp_path: Path) -> None:
+    env_file(tmp_path, content)
+    with pytest.raises(bridge.Trouble, match="UTF-8"):
+        bridge.with_env_file({"HOME": str(tmp_path)})
+
+
+def test_an_env_file_must_be_a_file(tmp_path: Path) -> None:
+    path = tmp_path / ".config" / "imaged" / ".env"
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path)
+    with pytest.raises(bridge.Trouble, match="must be a file of your own"):
+        bridge.with_env_file({"HOME": str(tmp_path)})
+
+
+@pytest.mark.parametrize("home", [{}, {"HOME": ""}, {"HOME": "."}, {"HOME": "some/where"}])
+def test_without_a_usable_home_the_password_database_knows(home: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import pwd
+
+    assert bridge.user_home(home) == pwd.getpwuid(os.geteuid()).pw_dir
+    monkeypatch.setattr(os, "geteuid", lambda: 2**31 - 7)
+    with pytest.raises(bridge.Trouble, match="set HOME"):
+        bridge.user_home(home)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [("~", "/h"), ("~/x", "/h/x"), (" /x/ ", "/x"), ("/", "/"), ("", None), ("x", bridge.Trouble), ("~you", bridge.Trouble)],
+)
+def test_the_home_directory_is_absolute_or_refused(given: str, found: str | type | None) -> None:
+    if isinstance(found, type):
+        with pytest.raises(bridge.Trouble, match="absolute"):
+            bridge.home_directory({"HOME": "/h", "IMAGED_HOME": given})
+    else:
+        default = "/h" + ("/Library/Application Support/imaged" if sys.platform == "darwin" else "/.local/share/imaged")
+        assert bridge.home_directory({"HOME": "/h", "IMAGED_HOME": given, "XDG_DATA_HOME": "/z"}) == (found or default)
+
+
+def test_a_setting_that_is_not_text_is_named(daemon: FakeDaemon, tmp_path: Path) -> None:
+    with bridged(tmp_path, OPENAI_IMAGE_OUTPUT_DIR="/tmp/\udcff", LC_ALL="C.UTF-8") as process:
+        status, text = said(process)
+        assert status == 1 and "OPENAI_IMAGE_OUTPUT_DIR" in text
+
+
+def test_a_link_in_place_of_the_run_directory_is_refused(daemon: FakeDaemon, tmp_path: Path) -> None:
+    daemon.run.rename(tmp_path / "elsewhere")
+    daemon.run.symlink_to(tmp_path / "elsewhere")
+    with bridged(tmp_path) as process:
+        status, text = said(process)
+        assert status == 1 and str(daemon.run) in text
+
+
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+NOBODY = 65534
+
+
+@only_root
+@pytest.mark.parametrize("place", ["run", "run/mcp.sock"])
+def test_a_place_that_belongs_to_somebody_else_is_refused(place: str, daemon: FakeDaemon, tmp_path: Path) -> None:
+    os.chown(tmp_path / "imaged" / place, NOBODY, NOBODY)
+    with bridged(tmp_path) as process:
+        status, text = said(process)
+        assert status == 1 and "belong to you" in text
+
+
+@only_root
+def test_a_listener_that_is_somebody_else_is_refused_before_it_hears_a_key(daemon: FakeDaemon, tmp_path: Path) -> None:
+    os.seteuid(NOBODY)
+    try:
+        daemon.listener.listen()  # whoever listens is who the kernel names to those who connect
+    finally:
+        os.seteuid(0)
+    with bridged(tmp_path, OPENAI_API_KEY=KEY) as process:
+        status, text = said(process)
+        assert status == 1 and "is not yours" in text
+    connection, _ = daemon.listener.accept()
+    with connection:
+        assert connection.recv(100) == b""
+
+
+def test_a_whole_session_with_a_running_daemon_imports_next_to_nothing(daemon: FakeDaemon, tmp_path: Path) -> None:
+    environment = {"HOME": str(tmp_path), "IMAGED_HOME": str(tmp_path / "imaged")}
+    command = alone(["/bin/false"], "", "-X", "importtime")
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        connection, _ = daemon.accept()
+        connection.sendall(b"hello\n")
+        connection.close()
+        assert process.stderr
+        told = process.stderr.read().decode()
+    imported = {line.rpartition("|")[2].strip() for line in told.splitlines() if line.startswith("import time:")}
+    assert "daemon.bridge" in imported
+    needless = {"socket", "json", "re", "enum", "collections", "pathlib", "subprocess", "typing", "logging", "signal", "struct"}
+    assert not imported & needless

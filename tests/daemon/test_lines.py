@@ -1,12 +1,14 @@
 """Lines out of bytes: bounded, linear, and what cannot be a message is answered."""
 
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mcp_types import jsonrpc_message_adapter
 
-from daemon.lines import LineReader, Reject
+from daemon.lines import DEPTH_MAX, LineReader, Reject
 
 GOOD = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
 
@@ -55,6 +57,18 @@ def test_the_last_line_needs_no_end() -> None:
         (b'{"jsonrpc":"2.0","id":"c","method":"x","params":{"n":"\\ud800"}}', -32600, "c"),
         (b'{"jsonrpc":"2.0","id":"\\ud800","method":"x"}', -32600, None),
         (b'{"jsonrpc":"2.0","id":9,"method":"x","params":{"n":NaN}}', -32600, 9),
+        (b'{"jsonrpc":"2.0","id":1,"method":"x","more":"\xff"}', -32700, None),
+        (b'{"jsonrpc":"2.0","id":1,"method":"x","params":{"\xed\xa0\x80":1}}', -32700, None),
+        (b'{"jsonrpc":"2.0","id":"d","method":"x","more":"\\udc00"}', -32600, "d"),
+        (b'{"jsonrpc":"2.0","id":2,"method":"x","params":{"n":"a\x00b"}}', -32700, None),
+        (b'{"jsonrpc":"2.0","id":3,"method":"x"} {}', -32700, None),
+        (b"[1,2", -32700, None),
+        (b'\xef\xbb\xbf{"jsonrpc":"2.0","id":1,"method":"ping"}', -32700, None),
+        ('{"jsonrpc":"2.0","id":1,"method":"x"}'.encode("utf-16-be").replace(b"\n", b""), -32700, None),
+        (b'{"jsonrpc":"2.0","id":null,"method":"tools/list"}', -32600, None),
+        (b'{"jsonrpc":"2.0","id":' + b"9" * 30 + b',"method":"x"}', -32600, None),
+        (b'{"jsonrpc":"2.0","id":"line\\nfeed","method":7}', -32600, "line\nfeed"),
+        (b'{"jsonrpc":"2.0","id":"","method":7}', -32600, ""),
     ],
 )
 def test_what_cannot_be_a_message_is_answered(line: bytes, code: int, request_id: object) -> None:
@@ -66,6 +80,37 @@ def test_nesting_without_end_is_answered() -> None:
     assert errors(read(deep + b"]" * 200_000 + b"}}\n", max_bytes=10**6)) == [(-32600, None)]
 
 
+@pytest.mark.parametrize(("depth", "errors_expected"), [(DEPTH_MAX, []), (DEPTH_MAX + 1, [(-32600, 1)]), (500, [(-32600, 1)])])
+def test_nesting_has_a_limit_and_who_passes_it_is_told(depth: int, errors_expected: list[tuple[int, object]]) -> None:
+    inner = depth - 2  # the message and its params are two
+    line = b'{"jsonrpc":"2.0","id":1,"method":"x","params":{"a":' + b"[" * inner + b"]" * inner + b"}}"
+    assert errors(read(line, max_bytes=10_000)) == errors_expected
+
+
+def test_brackets_inside_text_or_side_by_side_are_not_nesting() -> None:
+    text = json.dumps('[{"' * 500 + "\\" * 3 + '"').encode()
+    line = b'{"jsonrpc":"2.0","id":1,"method":"x","params":{"a":' + text + b',"b":[' + b"[]," * 500 + b"{}]}}"
+    assert read(line, max_bytes=10_000) == [line]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b'{"jsonrpc":"2.0","id":5,"result":{"a":"\\ud800"}}',
+        b'{"jsonrpc":"2.0","id":5,"error":{"message":"\\ud800"}}',
+        b'{"jsonrpc":"1.0","id":5,"result":{}}',
+        b'{"jsonrpc":"2.0","id":5,"result":' + b"[" * 100 + b"]" * 100 + b"}",
+    ],
+)
+def test_a_broken_answer_is_not_taken_for_a_request_of_the_same_number(answer: bytes) -> None:
+    assert errors(read(answer)) == [(-32600, None)]
+
+
+def test_a_notification_may_say_that_it_has_no_id() -> None:
+    line = b'{"jsonrpc":"2.0","id":null,"method":"notifications/initialized","params":null}'
+    assert read(line) == [line]
+
+
 @pytest.mark.parametrize("pieces", [1, 7, 64])
 def test_a_line_beyond_the_limit_is_skipped_and_the_next_one_read(pieces: int) -> None:
     data = b"x" * 5000 + b"\n" + GOOD + b"\n"
@@ -74,11 +119,22 @@ def test_a_line_beyond_the_limit_is_skipped_and_the_next_one_read(pieces: int) -
     assert errors(found) == [(-32600, None)] and found[1] == GOOD
 
 
-def test_a_line_that_is_skipped_takes_no_room() -> None:
-    reader = LineReader(1000)
-    for _ in range(1000):
-        assert list(reader.feed(b"x" * 1000)) == []
-    assert reader._held == 0 and reader._pieces == []
+def test_a_line_of_exactly_the_limit_is_read_and_one_byte_more_is_not() -> None:
+    for pieces in ([GOOD], [GOOD[:7], GOOD[7:]], [GOOD[:-1], GOOD[-1:]]):
+        assert read(*pieces, b"\n", max_bytes=len(GOOD)) == [GOOD]
+        assert errors(read(*pieces, b"\n", max_bytes=len(GOOD) - 1)) == [(-32600, None)]
+
+
+@pytest.mark.parametrize(("piece", "limit"), [(b"x" * 1000, 1000), (b"x", 100_000)], ids=["skipped", "held in crumbs"])
+def test_room_is_bounded_by_the_limit_however_the_bytes_come(piece: bytes, limit: int) -> None:
+    reader = LineReader(limit)
+    tracemalloc.start()
+    try:
+        for _ in range(90_000):
+            assert list(reader.feed(piece)) == []
+        assert tracemalloc.get_traced_memory()[1] < 3 * limit + 10_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_hundred_thousand_empty_lines_are_nothing() -> None:
@@ -103,3 +159,25 @@ def test_how_the_bytes_are_split_changes_nothing(lines: list[bytes], cuts: list[
 def test_every_line_is_either_a_message_or_answered(data: bytes) -> None:
     found = read(data)
     assert len(found) == sum(bool(line.strip()) for line in data.split(b"\n"))
+
+
+MESSAGE = st.fixed_dictionaries(
+    {"jsonrpc": st.sampled_from(["2.0", "2.0", "1.0"])},
+    optional={
+        "id": st.one_of(st.integers(), st.text(max_size=5), st.none(), st.booleans(), st.floats(), st.just("\ud800")),
+        "method": st.sampled_from(["ping", "tools/call", "notifications/initialized", "\ud800", 7, None]),
+        "params": st.recursive(
+            st.none() | st.text(st.characters(), max_size=3), lambda v: st.dictionaries(st.text(max_size=3), v)
+        ),
+        "more": st.text(st.characters(exclude_categories=()), max_size=3),
+    },
+)
+
+
+@given(MESSAGE, st.booleans(), st.integers(0, 60), st.binary(max_size=2))
+def test_what_passes_is_understood_by_the_parser_behind_it(message: object, escaped: bool, at: int, noise: bytes) -> None:
+    line = json.dumps(message, ensure_ascii=escaped).encode("utf-8", "surrogatepass")
+    line = line[:at] + noise.replace(b"\n", b"") + line[at:]
+    for passed in read(line, max_bytes=10_000):
+        if not isinstance(passed, Reject):
+            jsonrpc_message_adapter.validate_json(passed, by_name=False)
