@@ -10,14 +10,15 @@ import msgspec
 from msgspec import Meta
 
 from tools.errors import Refused
+from tools.failures import UNREADABLE
+from tools.models import catalogue, known_models
 
-PROMPT_CHARACTERS_MAX = 32_000  # OpenAI's limit, https://platform.openai.com/docs/api-reference/images (2026-11)
 VALUE_SHOWN_MAX = 80  # characters of a wrong value that the refusal repeats
 
 ToolName = Literal["generate_image", "edit_image", "transform_image"]
 State = Literal["pending", "running", "completed", "failed", "cancelled", "interrupted"]
 Limit = Annotated[int, Meta(ge=1, le=100, description="How many to return.")]
-Offset = Annotated[int, Meta(ge=0, description="How many of the newest to skip.")]
+Offset = Annotated[int, Meta(ge=0, le=2**31, description="How many of the newest to skip.")]
 JobIdText = Annotated[str, Meta(min_length=1, max_length=64, description="The job's id, as the drawing tool gave it.")]
 ToolFilter = Annotated[ToolName | None, Meta(description="Only what this tool made.")]
 
@@ -28,6 +29,10 @@ ReturnBase64 = Annotated[
 IncludeThumbnail = Annotated[
     bool | None, Meta(description="Also return a small JPEG preview. Left out: OPENAI_IMAGE_THUMBNAIL decides.")
 ]
+
+
+_LIMITS = catalogue().limits
+_SIZE = _LIMITS.custom_size
 
 
 class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -43,8 +48,8 @@ class GenerateImage(Arguments, frozen=True):
         str,
         Meta(
             min_length=1,
-            max_length=PROMPT_CHARACTERS_MAX,
-            description="What to draw, in any language. Up to 32,000 characters.",
+            max_length=_LIMITS.prompt_characters_max,
+            description=f"What to draw, in any language. Up to {_LIMITS.prompt_characters_max:,} characters.",
         ),
     ]
     output_path: Annotated[
@@ -60,9 +65,8 @@ class GenerateImage(Arguments, frozen=True):
         Annotated[str, Meta(min_length=1, max_length=100)] | None,
         Meta(
             description=(
-                "Model name. Left out: OPENAI_IMAGE_MODEL, or else gpt-image-2.5-flare. Known: gpt-image-2.6-sunburst, "
-                "gpt-image-2.6-flare, gpt-image-2.5-sunburst, gpt-image-2.5-flare, gpt-image-2, and until 2026-12-01 "
-                "gpt-image-1.5, gpt-image-1-mini, chatgpt-image-latest. Newer names are passed through."
+                f"Model name. Left out: OPENAI_IMAGE_MODEL, or else {catalogue().default}. Known: {known_models()}. "
+                "Newer names are passed through."
             ),
             examples=["gpt-image-2.6-flare", "gpt-image-2"],
         ),
@@ -73,8 +77,9 @@ class GenerateImage(Arguments, frozen=True):
             pattern=r"^(auto|[1-9][0-9]{1,3}x[1-9][0-9]{1,3})$",
             description=(
                 "WIDTHxHEIGHT in pixels, or auto. Popular: 1024x1024, 1024x1536, 1536x1024, 2048x2048, 2048x1152, "
-                "1152x2048, 3840x2160, 2160x3840. From gpt-image-2 on any size whose edges are multiples of 16 and at "
-                "most 3840, not longer than 3:1, with 655,360 to 8,294,400 pixels."
+                "1152x2048, 3840x2160, 2160x3840. From gpt-image-2 on any size whose edges are multiples of "
+                f"{_SIZE.multiple_of} and at most {_SIZE.edge_max}, not longer than {_SIZE.ratio_max}:1, with "
+                f"{_SIZE.pixels_min:,} to {_SIZE.pixels_max:,} pixels."
             ),
             examples=["auto", "1024x1024", "1536x1024"],
         ),
@@ -87,7 +92,7 @@ class GenerateImage(Arguments, frozen=True):
     transparent_background: Annotated[bool, Meta(description="Transparent background; png or webp only.")] = False
     moderation: Annotated[Literal["auto", "low"], Meta(description="How strictly OpenAI filters.")] = "auto"
     sample_count: Annotated[
-        int, Meta(ge=1, le=10, description="How many pictures. All are drawn in one request and billed together.")
+        int, Meta(ge=1, le=_LIMITS.count_max, description="How many pictures. All are drawn in one request and billed together.")
     ] = 1
     return_base64: ReturnBase64 = False
     include_thumbnail: IncludeThumbnail = None
@@ -167,7 +172,7 @@ def _unpacked(given: Mapping[str, Any], kind: type[Arguments]) -> dict[str, Any]
         if isinstance(value, str) and shape and not _takes_text(shape):
             try:
                 out[name] = msgspec.json.decode(value)
-            except msgspec.DecodeError:
+            except UNREADABLE:
                 continue
     return out
 

@@ -60,7 +60,7 @@ def serve(asked: argparse.Namespace) -> int:
         trio.run(_supervise, places, asked.idle_exit, settings.idle_exit_seconds, config.offline_seconds())
     except BaseExceptionGroup as group:
         # Nurseries wrap what ended the daemon; the one kind that has a sentence for people is a broken log.
-        broken = _first(group, (EventLogError, IndexUnavailable, LogFull))
+        broken = _first(group, (BadConfiguration, EventLogError, IndexUnavailable, LogFull))
         if broken is None:
             raise
         raise broken from None

@@ -17,9 +17,10 @@ import msgspec
 from daemon import bridge
 from daemon.errors import BadConfiguration
 from eventlog.values import Account, Backend, Embedding
+from tools.models import catalogue
 
 OPENAI_URL = "https://api.openai.com/v1"
-DEFAULT_MODEL = "gpt-image-2.5-flare"
+DEFAULT_MODEL = catalogue().default
 
 CONCURRENT_MAX = 64  # more pictures at once than any published rate limit serves
 SYNC_WAIT_SECONDS_MAX = 3600.0
@@ -86,7 +87,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """
         values = {name: value.strip() for name, value in given.items() if value.strip()}
         backend = _backend(values)
-        key_text = values.get("OPENAI_API_KEY", "") if backend == "openai" else ""
+        key_text = _header_text(values, "OPENAI_API_KEY") if backend == "openai" else ""
         output_dir = _directory(values, "OPENAI_IMAGE_OUTPUT_DIR", home_dir / "Downloads" / "openai-images", home_dir)
         return cls(
             account=_account(values, backend, key_text),
@@ -189,10 +190,13 @@ def _header_text(values: Mapping[str, str], name: str) -> str:
 
 def _base_url(text: str) -> str:
     """https anywhere, http only to this machine: the key travels with every request."""
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+        host, _ = parts.hostname or "", parts.port  # a bad port raises only when it is asked for
+    except ValueError:
+        raise BadConfiguration(f"OPENAI_BASE_URL is {text!r}; give a URL such as {OPENAI_URL}.") from None
     if parts.username or parts.password:
         raise BadConfiguration("OPENAI_BASE_URL must not contain a user name or password; use OPENAI_API_KEY.")
-    host = parts.hostname or ""
     if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
         raise BadConfiguration(f"OPENAI_BASE_URL is {text!r}; give a URL such as {OPENAI_URL}.")
     if parts.scheme == "http" and not _is_loopback(host):
@@ -213,10 +217,12 @@ def _directory(values: Mapping[str, str], name: str, default: Path, home_dir: Pa
     text = values.get(name)
     if text is None:
         return default
+    if "\0" in text:
+        raise BadConfiguration(f"{name} contains a NUL character; write it again.")
     if text == "~" or text.startswith("~/"):
         return home_dir / text[2:]
     path = Path(text)
-    if not path.is_absolute() or "\0" in text:
+    if not path.is_absolute():
         raise BadConfiguration(f"{name} is {text!r}; give an absolute path or one that starts with ~/.")
     return path
 

@@ -13,6 +13,7 @@ from daemon.house import House
 from daemon.operations import Refusal, UnknownOperation
 from daemon.session import Caller, Session, client_named
 from daemon.version import VERSION
+from tools.failures import UNREADABLE
 
 LINE_BYTES_MAX = 64 * 1024
 IDLE_SECONDS_MAX = 60.0
@@ -47,8 +48,8 @@ async def serve(stream: trio.SocketStream, received: bytes, session: Session, ho
 async def _answer(line: bytes, session: Session, house: House) -> dict[str, object]:
     try:
         asked = msgspec.json.decode(line, type=_Asked)
-    except msgspec.DecodeError as exc:
-        return {"refused": Refusal(code="bad_request", message=f"That is not a request: {exc}")}
+    except UNREADABLE:
+        return {"refused": Refusal(code="bad_request", message="That line is not a request; use the imaged command.")}
     caller = Caller(session, client_named("imaged", VERSION), _say_nothing)
     try:
         answer = await operations.answer(house, caller, asked.operation, asked.arguments)

@@ -14,6 +14,7 @@ import trio
 
 from daemon import offline
 from daemon.config import Secret
+from daemon.errors import BadConfiguration
 from eventlog.values import Account
 from tools.openai_api import ApiRequest, Failure, transport_failure
 
@@ -23,6 +24,16 @@ READ_SECONDS_MAX = 600.0  # silence while the picture is drawn; 3-5 minutes were
 ATTEMPT_SECONDS_MAX = 900.0
 CLOSE_SECONDS_MAX = 2.0
 REPLY_BYTES_MAX = 512 * 1024 * 1024  # ten 4K PNGs in base64 are about 330 MB
+
+
+_NOTHING_LEFT = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.PoolTimeout,
+    httpx.ProxyError,
+    httpx.UnsupportedProtocol,
+    httpx.InvalidURL,
+)
 
 
 class RawReply(NamedTuple):
@@ -48,10 +59,12 @@ class Courier:
         # No connection is used twice: one that the server closes just as we send looks like a lost answer,
         # and a lost answer may be a paid picture. A handshake costs nothing beside drawing.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-        async with (
-            httpx.AsyncClient(timeout=timeout, limits=limits, follow_redirects=False) as online,
-            httpx.AsyncClient(timeout=None, transport=_StandIn(offline_seconds)) as local,
-        ):
+        try:
+            # Plain http goes to this machine only, so no proxy of the environment ever sees a key in the clear.
+            online = httpx.AsyncClient(timeout=timeout, limits=limits, follow_redirects=False, mounts={"http://": None})
+        except (ImportError, ValueError) as exc:
+            raise BadConfiguration(f"the proxy settings of the environment cannot be used: {exc}") from exc
+        async with online, httpx.AsyncClient(timeout=None, transport=_StandIn(offline_seconds)) as local:
             yield cls(online, local)
 
     async def send(self, request: ApiRequest, account: Account, key: Secret | None, client_request_id: str) -> RawReply | Failure:
@@ -69,8 +82,10 @@ class Courier:
             with trio.fail_after(ATTEMPT_SECONDS_MAX):
                 sent = client.build_request(request.method, url, headers=headers, content=request.body)
                 return await _whole(await client.send(sent, stream=True))
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.InvalidURL) as exc:
+        except _NOTHING_LEFT as exc:
             return transport_failure("not_sent", str(exc) or type(exc).__name__)
+        except httpx.LocalProtocolError:  # its text may quote a header, and with it the key
+            return transport_failure("not_sent", "the request could not be put into HTTP")
         except (httpx.HTTPError, httpx.StreamError, trio.TooSlowError, _TooLong) as exc:
             return transport_failure("outcome_unknown", str(exc) or type(exc).__name__)
 

@@ -30,8 +30,8 @@ from eventlog.values import Account, Billed, JobId, JobState, Words
 PENDING_JOBS_MAX = 500  # a runaway agent is stopped here; no person waits for five hundred pictures
 
 OUTCOME_UNKNOWN = (
-    "The connection ended before the answer arrived, so OpenAI may have charged for this picture. "
-    "It is not asked for again by itself: ask again if you still want it, and look at your OpenAI usage page."
+    "The daemon stopped before the answer arrived, so OpenAI may have charged for this picture. "
+    "It is not asked for again by itself."
 )
 OUTCOME_UNKNOWN_OFFLINE = (
     "The daemon stopped before the offline picture was drawn. Nothing was charged; ask again if you still want it."
@@ -47,7 +47,8 @@ def stop_daemon(reason: str) -> Decision:
 
 
 def receive_request(received: RequestReceived, words: Words) -> Decision:
-    return lambda views: Facts((received,), words)
+    """On a full disk without its words: what room is left belongs to the jobs under way."""
+    return lambda views: Facts((received,), None if views.log_full else words)
 
 
 def request_job(received: RequestReceived, requested: JobRequested, words: Words) -> Decision:
@@ -163,8 +164,10 @@ def leave_job(job_id: JobId) -> Decision:
         offline = job.account.backend == "offline"
         if job.cancel_requested:
             return Facts((JobCancelled(job=job.id, billed="no" if offline else "unknown"),))
-        message = OUTCOME_UNKNOWN_OFFLINE if offline else OUTCOME_UNKNOWN
-        return Facts((JobInterrupted(job=job.id),), Words(salt="", message=message))
+        if offline:
+            interrupted = JobInterrupted(job=job.id, code="offline_interrupted")
+            return Facts((interrupted,), Words(salt="", message=OUTCOME_UNKNOWN_OFFLINE))
+        return Facts((JobInterrupted(job=job.id),), Words(salt="", message=OUTCOME_UNKNOWN))
 
     return _if_stage(job_id, {Stage.STARTED: between_attempts, Stage.ATTEMPTING: inside_attempt})
 

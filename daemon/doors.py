@@ -25,6 +25,7 @@ from daemon.house import House
 from daemon.logs import hide
 from daemon.session import Session
 from eventlog.values import Door
+from tools.failures import UNREADABLE
 
 SOCKET_NAME = "mcp.sock"
 BACKLOG = 128
@@ -133,7 +134,7 @@ async def _read_hello(stream: trio.SocketStream) -> tuple[_Hello, bytes]:
         raise _Refused("The first line did not come, or was too long; connect through the imaged executable.")
     try:
         hello = msgspec.json.decode(line, type=_Hello)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         raise _Refused("The first line is not one of imaged's; connect through the imaged executable.") from None
     if hello.imaged != 1:
         raise _Refused(f"This daemon does not speak version {hello.imaged} of the first line; restart it.")
@@ -146,7 +147,8 @@ def _admit(hello: _Hello, house: House) -> Session:
         settings = Settings.parse(hello.settings, home_dir=user_home())
     except BadConfiguration as exc:
         raise _Refused(str(exc)) from exc
-    house.idle_exit_seconds = settings.idle_exit_seconds
+    if hello.door == "mcp":
+        house.idle_exit_seconds = settings.idle_exit_seconds
     if house.keyring.admit(settings):
         house.ledger.wake()
     return Session(door=hello.door, settings=settings)

@@ -17,6 +17,7 @@ from daemon.errors import Refused
 from daemon.house import House
 from daemon.results import Answer, Attachment
 from daemon.session import Caller
+from eventlog.errors import IndexUnavailable
 from eventlog.events import JobRequested, RequestReceived
 from eventlog.jobs import Job, Stage
 from eventlog.values import ImageRequest, JobId, JobState, Sha256, Words, make_job_id
@@ -49,7 +50,11 @@ async def generate_image(house: House, caller: Caller, received: RequestReceived
     )
     words = msgspec.structs.replace(words, prompt=asked.prompt, output_path=asked.output_path)
     job_id, warnings = await _order(house, caller, received, words, request)
-    job = await _wait(house, caller, job_id)
+    try:
+        job = await _wait(house, caller, job_id)
+    except IndexUnavailable as exc:
+        ordered = f"The picture was ordered as job {job_id} and is being drawn; do not ask for it again. {exc}"
+        raise IndexUnavailable(ordered) from exc
     return await tell(
         house,
         job,

@@ -28,6 +28,7 @@ from eventlog.events import RequestReceived
 from eventlog.history import GenerationQuery, JobQuery
 from eventlog.jobs import Job
 from eventlog.values import JobState, Words, digest
+from tools import pricing
 
 ARGUMENT_BYTES_MAX = 16 * 1024  # a longer argument is kept in the log as its digest
 ARGUMENTS_MAX = 64  # more than any operation has; the rest of a senseless request is not kept
@@ -219,13 +220,13 @@ def _moment(argument: str, text: str | None) -> datetime | None:
         return None
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
         raise Refused(
             f"{argument} is {text[:40]!r}; give a date or time such as 2026-11-22 or 2026-11-22T09:30.",
             code="bad_arguments",
             argument=argument,
         ) from None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 OPERATIONS: Mapping[str, Operation] = {
@@ -236,9 +237,9 @@ OPERATIONS: Mapping[str, Operation] = {
             title="Generate image",
             description=(
                 "Draws one or more pictures from a text prompt with OpenAI's image API and saves them as files. COSTS MONEY "
-                "on the user's OpenAI account: about $0.01 to $0.43 a picture by model, size and quality; the answer says "
-                "how much. Never overwrites a file. Takes 5 seconds to 5 minutes: if it is not done after the server's "
-                "waiting time, the answer is the job's id and the picture goes on being drawn; ask get_job_result then, "
+                f"on the user's OpenAI account: {pricing.show_range(pricing.span())} a picture by model, size and quality; the "
+                "answer says how much. Never overwrites a file. Takes 5 seconds to 5 minutes: if it is not done after the "
+                "server's waiting time, the answer is the job's id and the picture goes on being drawn; ask get_job_result then, "
                 "and do not ask for the same picture again, that would be paid twice."
             ),
             arguments=arguments.GenerateImage,

@@ -48,7 +48,7 @@ class ImageResult(Result, frozen=True, kw_only=True):
 
 
 class CostResult(Result, frozen=True, kw_only=True):
-    """`basis`: usage (what the API counted), estimate (not settled yet), unknown, or offline (nothing was charged)."""
+    """`basis`: usage (what the API counted), estimate (not settled yet), unknown, not_billed, or offline (nothing charged)."""
 
     text: str
     basis: str
@@ -205,6 +205,8 @@ def _image(image: StoredImage) -> ImageResult:
 
 def _cost(job: Job) -> CostResult:
     cost: Cost | None = job.cost
+    if cost is None and job.state.is_over and job.billed == "no":
+        return CostResult(text="nothing was charged", basis="not_billed", micro_usd=0, price_table=job.estimate.table)
     if cost is None:
         return CostResult(
             text="estimated " + pricing.show_range(job.estimate),

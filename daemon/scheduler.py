@@ -20,6 +20,8 @@ async def run(ledger: Ledger, keyring: Keyring, worker: Worker, workers: trio.Nu
     while True:
         seen = ledger.position
         for job_id in decisions.plan(ledger.board, keyring.running_max):
-            if await ledger.record(decisions.start_job(job_id)):
-                workers.start_soon(worker.run, job_id, name=f"job {job_id}")
+            # Shielded: a job that is recorded as started needs its worker. Bounded by one sync.
+            with trio.CancelScope(shield=True):
+                if await ledger.record(decisions.start_job(job_id)):
+                    workers.start_soon(worker.run, job_id, name=f"job {job_id}")
         await ledger.wait_beyond(seen)

@@ -25,6 +25,7 @@ from tools import metadata, openai_api, pricing
 from tools.errors import FileFailed, Refused
 from tools.files import OutputRoot, Store
 from tools.openai_api import Failure, Reply
+from tools.pictures import BadPicture
 
 JOB_SECONDS_MAX = 1800.0  # from the worker's start; three full attempts at the slowest sizes measured
 RECORD_SECONDS_MAX = 20.0  # the last fact of a job; a healthy disk needs milliseconds
@@ -180,13 +181,20 @@ class Worker:
         with trio.CancelScope(shield=True):
             try:
                 images, paths = await trio.to_thread.run_sync(partial(self._place, job, resumed))
-            except (Refused, FileFailed) as exc:
+            except (Refused, FileFailed, BadPicture) as exc:
                 kept = ", ".join(str(self._store.path(picture.sha256)) for picture in job.pictures)
                 sentence = f"The picture was drawn and is safe, but could not be put in its place: {exc} It is kept as {kept}."
                 await self._ledger.record(decisions.fail_job(job.id, "not_saved", "yes", sentence))
             else:
                 await self._ledger.record(decisions.complete_job(JobCompleted(job=job.id, images=images), paths))
-            await trio.to_thread.run_sync(partial(self._store.unspool, job.client_request_id))
+            await trio.to_thread.run_sync(partial(self._forget_spool, job))
+
+    def _forget_spool(self, job: Job) -> None:
+        """Blocking. What stays behind is ignored: the log already holds all of it."""
+        try:
+            self._store.unspool(job.client_request_id)
+        except FileFailed as exc:
+            logger.warning("a spooled reply could not be removed", extra={"job": job.id, "why": str(exc)})
 
     def _place(self, job: Job, resumed: bool) -> tuple[tuple[ImageFile, ...], tuple[str, ...]]:
         """Blocking. With `resumed` a file that an earlier life put there is found again instead of made twice."""

@@ -135,6 +135,11 @@ class Index:
             self.stale = True
             with contextlib.suppress(sqlite3.Error):
                 self._db.rollback()
+            if not isinstance(exc, sqlite3.OperationalError):
+                # Damaged, not merely busy or without room: its name goes now, so that the next start makes it anew.
+                # Open connections go on reading what they have.
+                with contextlib.suppress(OSError):
+                    _remove(self._path)
 
     def checkpoint(self) -> None:
         """Bring the write-ahead log home; for idle moments. Waits for nobody, and fails nobody."""

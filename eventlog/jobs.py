@@ -207,7 +207,8 @@ def _changes(job: Job, event: JobEvent, words: Words) -> dict[str, object]:
             billed = _worse(job.billed, event.billed)
             return {"billed": billed, "error_code": event.code, "error": words.message or ""}
         case JobInterrupted():
-            return {"billed": "unknown", "error_code": event.code, "error": words.message or ""}
+            billed = "no" if job.account.backend == "offline" else "unknown"
+            return {"billed": billed, "error_code": event.code, "error": words.message or ""}
         case JobCancelRequested():
             return {"cancel_requested": True}
         case JobCancelled():

@@ -14,7 +14,7 @@ from eventlog import events, values
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("eventlog", "tools", "daemon")
 MAY_IMPORT = {"eventlog": {"eventlog"}, "tools": {"eventlog", "tools"}, "daemon": {"eventlog", "tools", "daemon"}}
-THIRD_PARTY = {"eventlog": {"msgspec"}, "tools": {"msgspec", "PIL", "piexif"}}
+THIRD_PARTY = {"eventlog": {"msgspec"}, "tools": {"msgspec", "PIL"}}
 ONLY_IN = {
     "httpx": {"daemon/courier.py"},
     "mcp": {"daemon/mcp_server.py"},

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from daemon.mcp_server import REQUESTS_OPEN_MAX
+from daemon.supervisor import SHUTDOWN_SECONDS_MAX
 from eventlog.events import RequestReceived
 from eventlog.values import Words
 from tests.program import SECONDS_MAX, Program, Stdio, environment, running, wait_until
@@ -70,6 +71,9 @@ def test_a_client_may_vanish_at_any_byte(cut: int, house: Program) -> None:
     "hello",
     [b"", b"\n", b"{}\n", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b'{"imaged":2}\n', b'{"imaged":1,"door":"window"}\n',
      b'{"imaged":1,"settings":{"IMAGED_BACKEND":"moon"}}\n', b'{"imaged":1,"settings":[]}\n',
+        b'{"imaged":1,"software":"\xff"}\n',
+        b'{"imaged":1,"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}\n",
+        b'{"imaged":1,"settings":{"OPENAI_BASE_URL":"https://[abc"}}\n',
      b"\xff" * 100 + b"\n", b"x" * 300_000],
 )  # fmt: skip
 def test_a_wrong_first_line_is_refused_with_a_sentence(hello: bytes, house: Program) -> None:
@@ -188,6 +192,28 @@ def test_the_daemon_leaves_with_a_fact_and_status_zero(tmp_path: Path) -> None:
     again = Program(tmp_path).start().ready()
     assert again.end() == 0
     assert program.log()[-1].events[0].reason == "SIGTERM"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("line", [b"\xff\n", b"{}\n", b'{"operation":"x","arguments":' + b'{"a":' * 50_000 + b"\n", b"\n"])
+def test_a_wrong_line_at_the_command_lines_door_is_refused(line: bytes, house: Program) -> None:
+    hello = json.dumps({"imaged": 1, "door": "cli", "settings": {}}).encode() + b"\n"
+    with connected(house, hello + line) as connection:
+        connection.shutdown(socket.SHUT_WR)
+        said = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    assert not said or json.loads(said)["refused"]["message"]
+    assert house.answers()
+
+
+def test_a_stop_while_jobs_are_starting_does_not_wait_for_workers_that_never_came(tmp_path: Path) -> None:
+    for number in range(4):
+        home = tmp_path / str(number)
+        home.mkdir()
+        program = Program(home, IMAGED_SYNC_WAIT_SECONDS="0", IMAGED_MAX_CONCURRENT="2").start().ready()
+        for prompt in "abcdefgh":
+            program.ask("generate_image", prompt=prompt, quality="low", size="1024x640")
+        before = program.log()[-1].at
+        assert program.end() == 0
+        assert (program.log()[-1].at - before).total_seconds() < SHUTDOWN_SECONDS_MAX
 
 
 def test_a_second_daemon_leaves_the_first_alone(tmp_path: Path) -> None:

@@ -139,7 +139,9 @@ LEAVING = decisions.leave_job(JobId("a"))
 
 def test_a_worker_that_leaves_inside_an_attempt_says_that_it_may_be_billed() -> None:
     (event,) = decided(LEAVING, *in_attempt())
-    assert isinstance(event, JobInterrupted)
+    assert event == JobInterrupted(job=JobId("a"), code="outcome_unknown")
+    (event,) = decided(LEAVING, *in_attempt(account=OFFLINE))
+    assert event == JobInterrupted(job=JobId("a"), code="offline_interrupted")
     (event,) = decided(LEAVING, *in_attempt(), fakes.cancel_requested("a"))
     assert event == JobCancelled(job=JobId("a"), billed="unknown")
     (event,) = decided(LEAVING, *in_attempt(account=OFFLINE), fakes.cancel_requested("a"))
