@@ -216,3 +216,36 @@ def test_a_job_that_waits_for_its_key_after_a_restart_is_drawn_when_the_key_come
 
             wait_until(drawn, "the second picture")
             assert len(standin.requests) == 2
+
+
+def test_a_proxy_of_the_environment_never_sees_a_request_to_this_machine(tmp_path: Path) -> None:
+    with StandIn() as standin, StandIn() as proxy:
+        through = proxy.url.removesuffix("/v1")
+        with running(tmp_path, **api(standin.url, HTTP_PROXY=through, http_proxy=through)) as program:
+            assert program.ask("generate_image", prompt="A fox", quality="low")["result"]["state"] == "completed"
+        assert len(standin.requests) == 1 and not proxy.requests
+
+
+def test_proxy_settings_that_cannot_be_used_are_named_and_end_the_start(tmp_path: Path) -> None:
+    program = Program(tmp_path, ALL_PROXY="ftp://127.0.0.1:1").start()
+    assert program.wait_for_end() == 1
+    assert "proxy settings" in program.said() and "Traceback" not in program.said()
+
+
+def test_a_damaged_index_is_made_anew_and_nothing_is_missing(tmp_path: Path) -> None:
+    with running(tmp_path) as program:
+        for prompt in ("one", "two", "three"):
+            program.ask("generate_image", prompt=prompt, quality="low", size="1024x640")
+    index = tmp_path / "imaged" / "index.sqlite"
+    data = bytearray(index.read_bytes())
+    for page in range(1, len(data) // 4096):
+        data[page * 4096 : page * 4096 + 64] = bytes(range(64))
+    for name in tmp_path.glob("imaged/index.sqlite*"):
+        name.unlink()
+    index.write_bytes(data)
+    for _ in range(2):  # found at the start, or by the first fact that is folded; then at the start after it
+        with running(tmp_path) as program:
+            program.ask("generate_image", prompt="again", quality="low", size="1024x640")
+    with running(tmp_path) as program:
+        assert program.ask("get_status")["result"]["index_stale"] is False
+        assert program.ask("list_history")["result"]["total"] == 5

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daemon import logs
@@ -122,7 +122,11 @@ def test_nothing_breaks_out_of_its_line(directory: Path) -> None:
     assert all(character == "\n" or " " <= character <= "~" for character in written(directory))
 
 
-@given(st.text(), st.dictionaries(st.text(), st.floats() | st.text() | st.binary() | st.tuples(st.integers())))
+TEXT = st.text('as-k0 \t\n\r\0\x1b"\\{}%\x7f\u2028京\U0001f98a\ud800\udfff')
+
+
+@settings(deadline=None)
+@given(TEXT, st.dictionaries(TEXT, st.floats() | st.integers() | TEXT | st.binary() | st.tuples(TEXT)))
 def test_anything_that_is_said_is_one_line_of_json(text: str, extra: dict[str, object]) -> None:
     record = logger.makeRecord("n", logging.INFO, __file__, 1, text, (), None, extra={"extra": extra})
     line = logs._Lines().format(record)
