@@ -95,6 +95,18 @@ def said(process: subprocess.Popen[bytes]) -> tuple[int, str]:
     return status, text
 
 
+def received(process: subprocess.Popen[bytes], count: int) -> bytes:
+    """The next bytes of stdout; fewer when there are no more, or when nothing comes for too long."""
+    assert process.stdout
+    got = bytearray()
+    while len(got) < count and select.select([process.stdout], [], [], SECONDS_MAX)[0]:
+        piece = os.read(process.stdout.fileno(), count - len(got))
+        if not piece:
+            break
+        got += piece
+    return bytes(got)
+
+
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
     fake = FakeDaemon(tmp_path / "imaged")
@@ -380,7 +392,7 @@ def test_only_a_refusal_is_taken_for_one(first: bytes, daemon: FakeDaemon, tmp_p
         connection, _ = daemon.accept()
         connection.setblocking(True)
         threading.Thread(target=connection.sendall, args=(first + rest,), daemon=True).start()
-        assert process.stdout and process.stdout.read(len(first + rest)) == first + rest
+        assert received(process, len(first + rest)) == first + rest
 
 
 @pytest.mark.parametrize("line", [b'{"imaged": 1, "refused": \n', b'{"imaged": 1}\n'])
@@ -399,7 +411,7 @@ def test_neither_side_can_make_it_hold_more_than_its_buffers(daemon: FakeDaemon,
         os.set_blocking(process.stdin.fileno(), False)
         connection.setblocking(False)
         taken = 0
-        while True:
+        while taken < 10 * bridge.BUFFER_BYTES_MAX:
             _, ready, _ = select.select([], [process.stdin, connection], [], 0.5)
             if not ready:
                 break
@@ -414,12 +426,24 @@ def test_neither_side_can_make_it_hold_more_than_its_buffers(daemon: FakeDaemon,
         assert peak_kib < 40_000
 
 
+def test_a_client_that_reads_nothing_is_still_heard(daemon: FakeDaemon, tmp_path: Path) -> None:
+    with bridged(tmp_path) as process:
+        connection, _ = daemon.accept()
+        assert process.stdin and process.stdout
+        connection.sendall(b"y" * 10_000)  # takes a part of the pipe, so that the next large write would not fit
+        assert received(process, 1) == b"y"
+        connection.sendall(b"y" * 200_000)
+        process.stdin.write(b"question\n")
+        process.stdin.flush()
+        assert connection.recv(100) == b"question\n"
+
+
 def test_a_client_that_left_is_not_waited_for_by_a_daemon_that_takes_nothing(daemon: FakeDaemon, tmp_path: Path) -> None:
     with bridged(tmp_path, before="bridge.LAST_ANSWERS_SECONDS_MAX = 0.2") as process:
         connection, _ = daemon.accept()
         assert process.stdin and process.stdout
         connection.sendall(b"hello\n")
-        assert process.stdout.read(6) == b"hello\n"
+        assert received(process, 6) == b"hello\n"
         process.stdin.write(b"x" * 900_000)  # more than the socket holds, less than the bridge
         process.stdin.close()
         assert said(process) == (0, "")
@@ -433,7 +457,7 @@ def test_a_daemon_that_is_still_starting_may_answer_a_client_that_has_said_all(d
         connection, _ = daemon.accept()
         assert not select.select([process.stdout], [], [], 0.3)[0], "it must not have given up"
         connection.sendall(b"answer\n")
-        assert process.stdout.read() == b"answer\n"
+        assert received(process, 100) == b"answer\n"
         assert said(process) == (0, "")
 
 
@@ -459,6 +483,7 @@ def test_a_closed_stderr_never_puts_words_into_the_daemons_ear(daemon: FakeDaemo
     process = subprocess.Popen(["/bin/sh", "-c", command], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with process:
         connection, _ = daemon.accept()
+        assert os.readlink(f"/proc/{process.pid}/fd/2") == os.devnull  # noqa: PTH115
         connection.sendall(b'{"imaged":1,"refused":"No."}\n')
         assert process.wait(SECONDS_MAX) == 1
         assert connection.recv(100) == b""
@@ -489,7 +514,7 @@ while True:
 
 
 @contextlib.contextmanager
-def ended_afterwards(home: Path) -> Iterator[list[int]]:
+def ended_afterwards() -> Iterator[list[int]]:
     """Daemons that were started apart from us, by pid; ended whatever happens."""
     pids: list[int] = []
     try:
@@ -506,31 +531,67 @@ def greeting(process: subprocess.Popen[bytes]) -> int:
     return int(json.loads(process.stdout.readline())["pid"])
 
 
-def test_many_bridges_at_once_find_one_daemon_and_leave_no_dead_ones_behind(tmp_path: Path) -> None:
+def test_many_bridges_at_once_find_one_daemon(tmp_path: Path) -> None:
     command = [sys.executable, "-I", "-c", SERVES]
-    with ended_afterwards(tmp_path) as pids, contextlib.ExitStack() as stack:
+    with ended_afterwards() as pids, contextlib.ExitStack() as stack:
         bridges = [stack.enter_context(bridged(tmp_path, command)) for _ in range(5)]
         pids += {greeting(process) for process in bridges}
         assert len(pids) == 1
-        ours = {str(process.pid) for process in bridges}
-
-        def dead_children() -> list[str]:
-            found = []
-            for entry in Path("/proc").iterdir():
-                with contextlib.suppress(OSError):
-                    state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-                    found += [entry.name] if entry.name.isdigit() and state == "Z" and parent in ours else []
-            return found
-
-        wait_until(lambda: not dead_children(), "the losers to be buried")
         os.kill(pids[0], signal.SIGKILL)
         for process in bridges:
             assert said(process)[0] == 1
 
 
+LOSES_ONCE = (
+    """
+import os, sys
+home = os.environ["IMAGED_HOME"]
+if not os.path.exists(home + "/lost"):
+    open(home + "/lost", "w").close()
+    sys.exit(int(os.environ["IMAGED_STATUS"]))
+"""
+    + SERVES
+)
+
+
+@pytest.mark.parametrize("status", [bridge.EXIT_OK, bridge.EXIT_ALREADY_RUNNING])
+def test_a_daemon_that_finds_the_home_taken_is_tried_again_until_somebody_answers(status: int, tmp_path: Path) -> None:
+    with (
+        ended_afterwards() as pids,
+        bridged(tmp_path, [sys.executable, "-I", "-c", LOSES_ONCE], IMAGED_STATUS=str(status)) as process,
+    ):
+        pids.append(greeting(process))
+
+
+HANDS_OVER = """
+import os, socket
+home = os.environ["IMAGED_HOME"]
+os.makedirs(home + "/run", mode=0o700, exist_ok=True)
+s = socket.socket(socket.AF_UNIX)
+s.bind(home + "/run/new"); s.listen(); os.rename(home + "/run/new", home + "/run/mcp.sock")
+s.settimeout(30)
+first = os.getpid()
+c, _ = s.accept()
+c.settimeout(30)
+while not c.recv(65536).endswith(b"\\n"): pass
+if os.fork() == 0:
+    c.sendall(b'{"pid":%d,"first":%d}\\n' % (os.getpid(), first))
+    c.recv(1)
+"""
+
+
+def test_a_daemon_that_ends_while_its_bridge_lives_on_is_buried(tmp_path: Path) -> None:
+    with ended_afterwards() as pids, bridged(tmp_path, [sys.executable, "-I", "-c", HANDS_OVER]) as process:
+        assert process.stdout
+        assert select.select([process.stdout], [], [], SECONDS_MAX)[0]
+        told = json.loads(process.stdout.readline())
+        pids.append(told["pid"])
+        wait_until(lambda: not Path(f"/proc/{told['first']}").exists(), "the first one to be buried")
+
+
 def test_a_socket_that_nobody_listens_on_any_more_is_no_hindrance(daemon: FakeDaemon, tmp_path: Path) -> None:
     daemon.listener.close()
-    with ended_afterwards(tmp_path) as pids, bridged(tmp_path, [sys.executable, "-I", "-c", SERVES]) as process:
+    with ended_afterwards() as pids, bridged(tmp_path, [sys.executable, "-I", "-c", SERVES]) as process:
         pids.append(greeting(process))
 
 
@@ -545,7 +606,7 @@ def test_a_client_that_ignores_its_children_still_hears_why_a_daemon_did_not_sta
 def test_a_daemon_keeps_nothing_open_of_what_a_client_handed_down(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     environment = {"HOME": str(tmp_path), "IMAGED_HOME": str(tmp_path / "imaged")}
-    with ended_afterwards(tmp_path) as pids, os.fdopen(reading, "rb") as pipe:
+    with ended_afterwards() as pids, os.fdopen(reading, "rb") as pipe:
         command = alone([sys.executable, "-I", "-c", SERVES])
         with subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[writing]
@@ -581,12 +642,26 @@ def test_a_daemon_that_does_not_answer_is_given_up(tmp_path: Path) -> None:
         assert status == 1 and "no daemon answered" in text
 
 
+def test_a_daemon_that_takes_nobody_in_is_given_up(daemon: FakeDaemon, tmp_path: Path) -> None:
+    daemon.listener.listen(0)
+    with socket.socket(socket.AF_UNIX) as first:
+        directory = os.open(daemon.run, os.O_RDONLY)
+        first.connect(f"/proc/self/fd/{directory}/mcp.sock")  # the only place in the queue
+        os.close(directory)
+        command = [sys.executable, "-I", "-S", "-c", f"raise SystemExit({bridge.EXIT_ALREADY_RUNNING})"]
+        with bridged(tmp_path, command, before="bridge.START_SECONDS_MAX = 0.3") as process:
+            status, text = said(process)
+            assert status == 1 and "no daemon answered" in text
+
+
 def test_the_real_command_runs_us_and_nobody_of_the_same_name(tmp_path: Path) -> None:
-    site, hostile = tmp_path / "site", tmp_path / "hostile"
+    site, hostile, project = tmp_path / "site", tmp_path / "hostile", tmp_path / "project"
     for name in ("daemon", "eventlog", "tools"):
         shutil.copytree(BRIDGE.parent.parent / name, site / name, ignore=shutil.ignore_patterns("*.otf", "__pycache__"))
         (hostile / name).mkdir(parents=True)
         (hostile / name / "__init__.py").write_text("raise SystemExit('a stranger was imported')")
+    shutil.copytree(hostile, project)
+    (project / "msgspec.py").write_text("raise SystemExit('the working directory was imported')")
     (site / "argparse.py").write_text("raise SystemExit('a standard module was shadowed')")
     told = (
         "import sys, json; sys.path.insert(0, sys.argv[1]); from daemon import bridge; print(json.dumps(bridge.daemon_command()))"
@@ -596,7 +671,7 @@ def test_the_real_command_runs_us_and_nobody_of_the_same_name(tmp_path: Path) ->
     assert command[-2:] == ["serve", "--idle-exit"]
     done = subprocess.run(
         [*command[:-2], "--version"],
-        cwd=hostile,
+        cwd=project,
         env={"PYTHONPATH": str(hostile)},
         capture_output=True,
         timeout=SECONDS_MAX,
@@ -662,8 +737,9 @@ def test_an_env_file_must_be_a_file(tmp_path: Path) -> None:
     path = tmp_path / ".config" / "imaged" / ".env"
     path.parent.mkdir(parents=True)
     os.mkfifo(path)
-    with pytest.raises(bridge.Trouble, match="must be a file of your own"):
-        bridge.with_env_file({"HOME": str(tmp_path)})
+    with bridged(tmp_path) as process:
+        status, text = said(process)
+        assert status == 1 and "must be a file of your own" in text
 
 
 @pytest.mark.parametrize("home", [{}, {"HOME": ""}, {"HOME": "."}, {"HOME": "some/where"}])
@@ -703,27 +779,23 @@ def test_a_link_in_place_of_the_run_directory_is_refused(daemon: FakeDaemon, tmp
         assert status == 1 and str(daemon.run) in text
 
 
-only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-NOBODY = 65534
+def somebody_else_from(look: int) -> str:
+    """Python that makes us another user from this look at our own id on: places, then socket, then listener are compared."""
+    return (
+        f"looks = iter(range({look} - 1))\nreal = os.geteuid()\n"
+        "os.geteuid = lambda: real if next(looks, None) is not None else 12345\n"
+    )
 
 
-@only_root
-@pytest.mark.parametrize("place", ["run", "run/mcp.sock"])
-def test_a_place_that_belongs_to_somebody_else_is_refused(place: str, daemon: FakeDaemon, tmp_path: Path) -> None:
-    os.chown(tmp_path / "imaged" / place, NOBODY, NOBODY)
-    with bridged(tmp_path) as process:
+@pytest.mark.parametrize("look", [1, 2], ids=["the folder", "the socket"])
+def test_a_place_that_belongs_to_somebody_else_is_refused(look: int, daemon: FakeDaemon, tmp_path: Path) -> None:
+    with bridged(tmp_path, before=somebody_else_from(look)) as process:
         status, text = said(process)
         assert status == 1 and "belong to you" in text
 
 
-@only_root
 def test_a_listener_that_is_somebody_else_is_refused_before_it_hears_a_key(daemon: FakeDaemon, tmp_path: Path) -> None:
-    os.seteuid(NOBODY)
-    try:
-        daemon.listener.listen()  # whoever listens is who the kernel names to those who connect
-    finally:
-        os.seteuid(0)
-    with bridged(tmp_path, OPENAI_API_KEY=KEY) as process:
+    with bridged(tmp_path, before=somebody_else_from(3), OPENAI_API_KEY=KEY) as process:
         status, text = said(process)
         assert status == 1 and "is not yours" in text
     connection, _ = daemon.listener.accept()

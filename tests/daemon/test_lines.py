@@ -125,16 +125,21 @@ def test_a_line_of_exactly_the_limit_is_read_and_one_byte_more_is_not() -> None:
         assert errors(read(*pieces, b"\n", max_bytes=len(GOOD) - 1)) == [(-32600, None)]
 
 
-@pytest.mark.parametrize(("piece", "limit"), [(b"x" * 1000, 1000), (b"x", 100_000)], ids=["skipped", "held in crumbs"])
-def test_room_is_bounded_by_the_limit_however_the_bytes_come(piece: bytes, limit: int) -> None:
+@pytest.mark.parametrize(("piece", "limit", "held_bytes_max"), [(b"x" * 1000, 100_000, 2000), (b"x", 100_000, 200_000)])
+def test_room_is_bounded_by_the_limit_and_a_skipped_line_takes_none(piece: bytes, limit: int, held_bytes_max: int) -> None:
     reader = LineReader(limit)
     tracemalloc.start()
     try:
         for _ in range(90_000):
             assert list(reader.feed(piece)) == []
-        assert tracemalloc.get_traced_memory()[1] < 3 * limit + 10_000
+        held, peak = tracemalloc.get_traced_memory()
+        assert held < held_bytes_max and peak < 3 * limit
     finally:
         tracemalloc.stop()
+
+
+def test_a_line_beyond_the_limit_is_answered_even_if_it_never_ends() -> None:
+    assert errors(read(b"x" * 2000)) == errors(read(b"x" * 600, b"x" * 600)) == [(-32600, None)]
 
 
 def test_a_hundred_thousand_empty_lines_are_nothing() -> None:

@@ -16,7 +16,7 @@ from daemon import logs
 
 KEY = "sk-proj-canary_0123456789-abcdef"
 KEYS = (
-    *(KEY, f"key={KEY}", f"line\n{KEY}", f"line\t{KEY}", f"'{KEY}'", f"%0A{KEY}", "sk-canary", "sess-canary"),
+    *(KEY, f"key={KEY}", f"line\n{KEY}", f"line\t{KEY}", f"'{KEY}'", f"%0A{KEY}", "line\nsk-canary", "sess-canary"),
     *("Authorization: Bearer abcdef123456", "BEARER\tabcdef123456", "bearer \n abcdef123456"),
 )
 logger = logging.getLogger("tests.logs")
@@ -95,8 +95,8 @@ def test_a_secret_that_was_named_is_blotted_out_however_it_is_spelt(secret: str,
         raise OSError(secret)
     except OSError as exc:
         logger.info("failed: %s", exc, exc_info=True)
-    for spelt in (secret, repr(secret)[1:-1], json.dumps(secret)[1:-1]):
-        assert spelt not in written(directory)
+    for spelt in (secret, repr(secret)[1:-1]):
+        assert spelt not in written(directory) and json.dumps(spelt)[1:-1] not in written(directory)
     assert written(directory).count("[hidden]") >= 6
 
 
