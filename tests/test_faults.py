@@ -202,6 +202,7 @@ def test_a_job_that_waits_for_its_key_after_a_restart_is_drawn_when_the_key_come
         standin.will(wait_for_gate)
         first = program.ask("generate_image", prompt="one", quality="low")["result"]["job_id"]
         second = program.ask("generate_image", prompt="two", quality="low")["result"]["job_id"]
+        wait_until(lambda: standin.requests, "the first request to arrive")
         program.kill()
         gate.set()
         with running(tmp_path, IMAGED_BACKEND="offline") as again:
