@@ -58,6 +58,12 @@ def test_a_full_disk_refuses_new_jobs_and_nothing_else() -> None:
     assert decided(decisions.start_job(JobId("a")), fakes.requested("a"), full=True)
 
 
+def test_a_full_disk_keeps_requests_without_their_words() -> None:
+    note = decisions.receive_request(ASKED, Words(salt="", message="long"))
+    assert note(views()).words is not None
+    assert note(views(full=True)) == Facts((ASKED,), None)
+
+
 def test_a_queue_without_end_is_refused() -> None:
     waiting = [fakes.requested(str(number)) for number in range(PENDING_JOBS_MAX)]
     with pytest.raises(Refused) as caught:
