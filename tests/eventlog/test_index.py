@@ -1,5 +1,6 @@
 """The index is a function of the log, however it got there, and may be thrown away at any time."""
 
+import contextlib
 import random
 import sqlite3
 import stat
@@ -273,3 +274,24 @@ def test_replaying_a_long_log_in_pieces_gives_the_index_of_one_fold(tmp_path: Pa
     log, recovery, _ = opened(tmp_path / "events", NoReserve(), mark=located[-1].mark)
     log.close()
     assert recovery.replayed == 0
+
+
+def test_an_index_that_turns_out_damaged_while_it_is_written_is_made_anew_at_the_next_start(tmp_path: Path) -> None:
+    path = tmp_path / "index.sqlite"
+    located = written(tmp_path / "events", [[one] for one in (*one_job(), *one_job(7, number=2))], NoReserve())
+    first = Index.open(path)
+    first.fold(located[:6])
+    first.close()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        ((page,),) = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'job_by_time'").fetchall()
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+    data = bytearray(path.read_bytes())
+    data[(page - 1) * size : page * size] = b"\xff" * size
+    path.write_bytes(data)
+    damaged = Index.open(path)
+    damaged.fold(located[6:])
+    assert damaged.stale
+    damaged.close()
+    again = Index.open(path)
+    assert again.mark is None and not again.stale
+    again.close()
