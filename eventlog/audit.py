@@ -11,6 +11,7 @@ from eventlog.events import (
     AttemptFailed,
     AttemptStarted,
     Commit,
+    HistoryImported,
     JobCancelled,
     JobCancelRequested,
     JobCompleted,
@@ -121,6 +122,12 @@ def narrate(directory: Path, job: JobId) -> Iterator[str]:
 def _told(event: JobEvent, commit: Commit) -> str:
     words = commit.words or Words(salt="")
     match event:
+        case HistoryImported(images=images):
+            found = sum(image is not None for image in images)
+            return (
+                f"imported from {event.source}, which dates it {event.created_at:%Y-%m-%d %H:%M:%S} UTC: "
+                f"{event.request.model}, {found} of {len(images)} files found; “{visible(words.prompt)}”"
+            )
         case JobRequested(request=r):
             pictures = "1 picture" if r.count == 1 else f"{r.count} pictures"
             return (

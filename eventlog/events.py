@@ -60,7 +60,11 @@ class RequestReceived(Value, frozen=True, tag=True):
 
 
 class JobRequested(Value, frozen=True, tag=True):
-    """A picture was ordered. Words: `prompt`, `output_path`, `output_dir`."""
+    """A picture was ordered. Words: `prompt`, `output_path`, `output_dir`, `sources`.
+
+    `sidecar`: the picture's file is left as it came and its provenance is put beside it. `request_key` is the
+    digest of the key by which the asker can ask again without ordering again; empty without one.
+    """
 
     job: JobId
     request: ImageRequest
@@ -69,6 +73,8 @@ class JobRequested(Value, frozen=True, tag=True):
     estimate: CostRange
     embedding: Embedding = "standard"
     any_path: bool = False
+    sidecar: bool = False
+    request_key: str = ""
 
 
 class JobStarted(Value, frozen=True, tag=True):
@@ -94,7 +100,8 @@ class AttemptFailed(Value, frozen=True, tag=True):
     """An attempt ended without a usable reply. `status` is the HTTP status, None without one.
 
     `kept` are the bytes of a reply that could not be used, if there were any; `usage` and `cost` what it said of
-    its price. Words: `message`.
+    its price. `wait_seconds` is how long nothing is asked until the next attempt, None if there is none.
+    `moderation_stage` and `categories` are what the safety system said, if it did. Words: `message`.
     """
 
     job: JobId
@@ -106,6 +113,9 @@ class AttemptFailed(Value, frozen=True, tag=True):
     kept: Blob | None = None
     usage: Usage | None = None
     cost: Cost | None = None
+    wait_seconds: float | None = None
+    moderation_stage: str = ""
+    categories: tuple[str, ...] = ()
 
 
 class ReplyReceived(Value, frozen=True, tag=True):
@@ -121,7 +131,7 @@ class ReplyReceived(Value, frozen=True, tag=True):
 
 
 class JobCompleted(Value, frozen=True, tag=True):
-    """Every picture is a durable file. Words: `paths`, in the order of `images`."""
+    """Every picture is a durable file. Words: `paths` and, if there are any, `sidecars`, in the order of `images`."""
 
     job: JobId
     images: tuple[ImageFile, ...]
@@ -155,8 +165,25 @@ class JobInterrupted(Value, frozen=True, tag=True):
     code: str = "outcome_unknown"
 
 
+class HistoryImported(Value, frozen=True, tag=True):
+    """A generation in the history of an earlier program was taken over, as that program told it.
+
+    The log proves only that this was said when it was imported. `created_at` is the earlier program's time, `images`
+    are its files as they were found, None where there was none. Words: `prompt`, `paths` in the order of `images`.
+    """
+
+    job: JobId
+    source: str
+    created_at: datetime
+    request: ImageRequest
+    images: tuple[ImageFile | None, ...]
+    cost: Cost
+    usage: Usage | None = None
+
+
 JobEvent = (
-    JobRequested
+    HistoryImported
+    | JobRequested
     | JobStarted
     | AttemptStarted
     | AttemptFailed

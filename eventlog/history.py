@@ -2,7 +2,7 @@
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +13,10 @@ import msgspec
 from eventlog.errors import IndexUnavailable
 from eventlog.index import TRIGRAM_CHARACTERS_MIN, folded, has_trigrams, instant
 from eventlog.jobs import Job
-from eventlog.values import JobId, JobState, Position
+from eventlog.values import JobId, JobState, Position, Sha256
+
+LAST_CHARACTER = "\U0010ffff"  # sorts behind whatever may follow a prefix
+IDS_AT_ONCE = 500  # SQLite's oldest limit of values in one question is 999
 
 _decode_job = msgspec.json.Decoder(Job).decode
 
@@ -39,7 +42,7 @@ class JobQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Page(NamedTuple):
-    """Newest first. `total` counts all that fits, `position` is the commit that the index had reached."""
+    """Newest first by the time of asking. `total` counts all that fits, `position` is the commit that the index had reached."""
 
     jobs: tuple[Job, ...]
     total: int
@@ -131,6 +134,57 @@ class History:
             row = db.execute("SELECT body FROM job WHERE id = ?", (job_id,)).fetchone()
             return None if row is None else _decode_job(row[0])
 
+    def job_of_key(self, request_key: str) -> Job | None:
+        """The job that was ordered under this digest of its asker's key.
+
+        Raises:
+            IndexUnavailable
+        """
+        with self._reading() as db:
+            row = db.execute("SELECT body FROM job WHERE request_key = ?", (request_key,)).fetchone()
+            return None if row is None else _decode_job(row[0])
+
+    def job_of_image(self, sha256: Sha256) -> Job | None:
+        """The newest job that saved or received these very bytes.
+
+        Raises:
+            IndexUnavailable
+        """
+        question = "SELECT body FROM job JOIN image USING (number) WHERE sha256 = ? ORDER BY number DESC LIMIT 1"
+        with self._reading() as db:
+            row = db.execute(question, (sha256,)).fetchone()
+            return None if row is None else _decode_job(row[0])
+
+    def unknown_of(self, ids: Sequence[str]) -> set[str]:
+        """Those of these ids that are of no job here.
+
+        Raises:
+            IndexUnavailable
+        """
+        unknown = {job_id for job_id in ids if _is_unicode(job_id)}
+        with self._reading() as db:
+            for start in range(0, len(ids), IDS_AT_ONCE):
+                some = [job_id for job_id in ids[start : start + IDS_AT_ONCE] if _is_unicode(job_id)]
+                marks = ", ".join("?" * len(some))
+                unknown -= {found for (found,) in db.execute(f"SELECT id FROM job WHERE id IN ({marks})", some)}
+        return unknown
+
+    def completed_ids(self, prefix: str, limit: int) -> tuple[tuple[JobId, ...], int]:
+        """Ids of finished generations that begin so, newest first, at most `limit`; and how many there are in all.
+
+        Raises:
+            IndexUnavailable
+        """
+        if not _is_unicode(prefix):
+            return (), 0
+        with self._reading() as db:
+            rows = db.execute(
+                "SELECT id, count(*) OVER () FROM job WHERE state = 'completed' AND id >= ? AND id < ? "
+                "ORDER BY requested_at DESC, number DESC LIMIT ?",
+                (prefix, prefix + LAST_CHARACTER, limit),
+            ).fetchall()
+            return tuple(JobId(found) for found, _ in rows), rows[0][1] if rows else 0
+
     def position(self) -> Position:
         """The last commit that the index has followed; 0 before the first.
 
@@ -155,7 +209,7 @@ class History:
             db.execute("BEGIN")  # rows, total and position from one moment
             try:
                 rows = db.execute(
-                    f"SELECT body FROM job {fits.where} ORDER BY number DESC LIMIT ? OFFSET ?",
+                    f"SELECT body FROM job {fits.where} ORDER BY requested_at DESC, number DESC LIMIT ? OFFSET ?",
                     (*fits.values, limit, offset),
                 ).fetchall()
                 (total,) = db.execute(f"SELECT count(*) FROM job {fits.where}", fits.values).fetchone()

@@ -21,7 +21,7 @@ from eventlog.segments import Located, Mark
 from eventlog.spending import Amounts, Period, Spending, reservations_of
 from eventlog.values import JobId, Position
 
-VERSION = 1
+VERSION = 2
 TRIGRAM_CHARACTERS_MIN = 3
 # Checkpoints belong into idle moments: one made by a commit stalls the writer by up to 370 ms. This many pages
 # (64 MiB) are only the bound for a daemon that is never idle.
@@ -30,7 +30,7 @@ CHECKPOINT_PAGES = 16_384
 SCHEMA = """
 CREATE TABLE reached (offset INTEGER NOT NULL, position INTEGER NOT NULL, hash TEXT NOT NULL);
 CREATE TABLE job (
-    number INTEGER PRIMARY KEY,           -- position of the request: newest is highest
+    number INTEGER PRIMARY KEY,           -- position of the request, or of the import
     id TEXT NOT NULL UNIQUE,
     position INTEGER NOT NULL,            -- of the commit that last changed it
     requested_at TEXT NOT NULL,           -- UTC, ISO 8601 with microseconds: sorts as text
@@ -39,13 +39,20 @@ CREATE TABLE job (
     model TEXT NOT NULL,
     client TEXT NOT NULL,
     key TEXT NOT NULL,
+    request_key TEXT,                     -- digest of the asker's own key; NULL without one
     prompt TEXT,                          -- folded (NFKC, case); NULL once forgotten
     body BLOB NOT NULL                    -- the whole job, JSON
 ) STRICT;
-CREATE INDEX job_by_state ON job (state, number);
-CREATE INDEX job_by_tool ON job (tool, state, number);
-CREATE INDEX job_by_model ON job (model, state, number);
+CREATE INDEX job_by_state ON job (state, requested_at, number);
+CREATE INDEX job_by_tool ON job (tool, state, requested_at, number);
+CREATE INDEX job_by_model ON job (model, state, requested_at, number);
 CREATE INDEX job_by_time ON job (requested_at, number);
+CREATE INDEX job_by_request_key ON job (request_key) WHERE request_key IS NOT NULL;
+CREATE TABLE image (
+    sha256 TEXT NOT NULL,                 -- of a file as it was saved, or as it was received
+    number INTEGER NOT NULL,              -- of its job
+    PRIMARY KEY (sha256, number)
+) STRICT, WITHOUT ROWID;
 CREATE TABLE spending (
     day TEXT, model TEXT, client TEXT, key TEXT,
     settled INTEGER NOT NULL, possibly_billed INTEGER NOT NULL,   -- micro-dollars
@@ -169,6 +176,10 @@ class Index:
         self.board.drop_over(mark.position)
 
     def _write_job(self, job: Job) -> None:
+        digests = {digest for image in job.images for digest in (image.sha256, image.original)}
+        self._db.executemany(
+            "INSERT OR IGNORE INTO image VALUES (?, ?)", [(digest, job.requested_position) for digest in sorted(digests)]
+        )
         prompt = None if job.prompt is None else folded(job.prompt)
         known = self._db.execute("SELECT 1 FROM job WHERE number = ?", (job.requested_position,)).fetchone()
         if known:
@@ -178,7 +189,7 @@ class Index:
             )
             return
         self._db.execute(
-            "INSERT INTO job VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO job VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 job.requested_position,
                 job.id,
@@ -189,6 +200,7 @@ class Index:
                 job.request.model,
                 job.client.name,
                 job.account.key,
+                job.request_key or None,
                 prompt,
                 _encode(job),
             ),

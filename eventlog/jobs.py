@@ -9,8 +9,8 @@ pictures are in the store).
 """
 
 import enum
-from collections.abc import Iterable, Iterator
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
 
 import msgspec
 
@@ -20,6 +20,7 @@ from eventlog.events import (
     AttemptStarted,
     Commit,
     Event,
+    HistoryImported,
     JobCancelled,
     JobCancelRequested,
     JobCompleted,
@@ -37,6 +38,7 @@ from eventlog.values import (
     Cost,
     CostRange,
     Embedding,
+    ImageFile,
     ImageRequest,
     JobId,
     JobState,
@@ -96,7 +98,11 @@ _AFTER_UNKNOWN: dict[tuple[Stage, type[Event]], Stage] = {(Stage.STARTED, JobInt
 
 
 class Job(Value, frozen=True):
-    """All that is known of one job. Times are UTC. `position` is the commit that last changed it."""
+    """All that is known of one job. Times are UTC. `position` is the commit that last changed it.
+
+    `imported` names the earlier program that drew it, and `missing` its files that were not found then.
+    `retry_at` is when a job between two attempts asks again.
+    """
 
     id: JobId
     stage: Stage
@@ -125,6 +131,14 @@ class Job(Value, frozen=True):
     rendered: Rendered = Rendered()
     error_code: str = ""
     error: str = ""
+    sidecar: bool = False
+    request_key: str = ""
+    source_names: tuple[str, ...] = ()
+    retry_at: datetime | None = None
+    moderation_stage: str = ""
+    categories: tuple[str, ...] = ()
+    imported: str = ""
+    missing: tuple[str, ...] = ()
 
     @property
     def state(self) -> JobState:
@@ -153,6 +167,46 @@ def _requested(event: JobRequested, commit: Commit) -> Job:
         prompt=words.prompt,
         output_path=words.output_path,
         output_dir=words.output_dir,
+        sidecar=event.sidecar,
+        request_key=event.request_key,
+        source_names=words.sources,
+    )
+
+
+def _imported(event: HistoryImported, commit: Commit) -> Job:
+    words = _words(commit)
+    paths: tuple[str | None, ...] = words.paths or (None,) * len(event.images)
+    return Job(
+        id=event.job,
+        stage=Stage.COMPLETED,
+        position=commit.position,
+        requested_position=commit.position,
+        requested_at=event.created_at,
+        changed_at=commit.at,
+        request=event.request,
+        account=Account(backend="openai"),
+        client=Client(name=event.source),
+        estimate=CostRange(low=None, high=None, table=event.cost.table),
+        embedding="off",
+        any_path=False,
+        prompt=words.prompt,
+        output_path=None,
+        output_dir=None,
+        billed="yes",
+        images=_located([image for image in event.images if image], [p for p, i in zip(paths, event.images, strict=True) if i]),
+        usage=event.usage,
+        cost=event.cost,
+        imported=event.source,
+        missing=tuple(path for path, image in zip(paths, event.images, strict=True) if image is None and path),
+    )
+
+
+def _located(
+    images: Sequence[ImageFile], paths: Sequence[str | None], sidecars: Sequence[str | None] = ()
+) -> tuple[StoredImage, ...]:
+    return tuple(
+        StoredImage(path=path, sidecar=sidecar, **msgspec.structs.asdict(image))
+        for image, path, sidecar in zip(images, paths, sidecars or (None,) * len(images), strict=True)
     )
 
 
@@ -168,15 +222,20 @@ def advance(job: Job, event: JobEvent, commit: Commit) -> Job:
         stage = _AFTER_UNKNOWN.get(key)
     if stage is None:
         raise IllegalTransition(f"job {job.id} is {job.stage.value}; {type(event).__name__} may not follow")
-    changes = _changes(job, event, _words(commit))
+    changes = _changes(job, event, _words(commit), commit.at)
     return msgspec.structs.replace(job, stage=stage, position=commit.position, changed_at=commit.at, **changes)
 
 
-def _changes(job: Job, event: JobEvent, words: Words) -> dict[str, object]:
+def _changes(job: Job, event: JobEvent, words: Words, at: datetime) -> dict[str, object]:
     """What the fact says of the job beyond its stage."""
     match event:
         case AttemptStarted():
-            return {"attempts": event.attempt, "client_request_id": event.client_request_id, "request_id": ""}
+            return {
+                "attempts": event.attempt,
+                "client_request_id": event.client_request_id,
+                "request_id": "",
+                "retry_at": None,
+            }
         case AttemptFailed():
             return {
                 "billed": _worse(job.billed, event.billed),
@@ -185,6 +244,9 @@ def _changes(job: Job, event: JobEvent, words: Words) -> dict[str, object]:
                 "request_id": event.request_id,
                 "usage": event.usage,
                 "cost": event.cost,
+                "retry_at": None if event.wait_seconds is None else at + timedelta(seconds=event.wait_seconds),
+                "moderation_stage": event.moderation_stage,
+                "categories": event.categories,
             }
         case ReplyReceived():
             return {
@@ -196,13 +258,11 @@ def _changes(job: Job, event: JobEvent, words: Words) -> dict[str, object]:
                 "request_id": event.request_id,
                 "error_code": "",
                 "error": "",
+                "moderation_stage": "",
+                "categories": (),
             }
         case JobCompleted():
-            paths: tuple[str | None, ...] = words.paths or (None,) * len(event.images)
-            if len(paths) != len(event.images):
-                raise IllegalTransition(f"job {job.id} completed with {len(event.images)} images and {len(paths)} paths")
-            pairs = zip(paths, event.images, strict=True)
-            return {"images": tuple(StoredImage(path=path, **msgspec.structs.asdict(image)) for path, image in pairs)}
+            return {"images": _saved(job, event, words)}
         case JobFailed():
             billed = _worse(job.billed, event.billed)
             return {"billed": billed, "error_code": event.code, "error": words.message or ""}
@@ -215,6 +275,15 @@ def _changes(job: Job, event: JobEvent, words: Words) -> dict[str, object]:
             return {"billed": _worse(job.billed, event.billed)}
         case _:
             return {}
+
+
+def _saved(job: Job, event: JobCompleted, words: Words) -> tuple[StoredImage, ...]:
+    paths: tuple[str | None, ...] = words.paths or (None,) * len(event.images)
+    if len(paths) != len(event.images) or len(words.sidecars) not in (0, len(paths)):
+        raise IllegalTransition(
+            f"job {job.id} completed with {len(event.images)} images, {len(paths)} paths and {len(words.sidecars)} sidecars"
+        )
+    return _located(event.images, paths, words.sidecars)
 
 
 def _worse(a: Billed, b: Billed) -> Billed:
@@ -248,10 +317,11 @@ class JobBoard:
         for event in commit.events:
             if not isinstance(event, JobEvent):
                 continue
-            if isinstance(event, JobRequested):
+            if isinstance(event, JobRequested | HistoryImported):
                 if event.job in self._jobs or event.job in touched:
                     raise IllegalTransition(f"job {event.job} was requested twice")
-                touched[event.job] = _requested(event, commit)
+                begin = _requested(event, commit) if isinstance(event, JobRequested) else _imported(event, commit)
+                touched[event.job] = begin
                 continue
             job = touched.get(event.job) or self._jobs.get(event.job)
             if job is None:

@@ -27,7 +27,7 @@ Tool = Literal["generate_image", "edit_image", "transform_image"]
 Door = Literal["mcp", "control", "cli"]
 Billed = Literal["no", "unknown", "yes"]
 Backend = Literal["openai", "offline"]
-CostBasis = Literal["usage", "unknown", "offline"]
+CostBasis = Literal["usage", "unknown", "offline", "imported"]
 Embedding = Literal["off", "minimal", "standard", "full"]
 
 
@@ -50,10 +50,22 @@ class Value(msgspec.Struct, frozen=True, kw_only=True):
     """Base of everything that may be written to the log. Subclasses repeat `frozen=True` for mypy's sake."""
 
 
+class Picture(Value, frozen=True):
+    """An image as it was sent or is to be sent, durable in the store under its digest. Pixels; 0 for svg."""
+
+    sha256: Sha256
+    size_bytes: int
+    width: int
+    height: int
+    format: str
+
+
 class ImageRequest(Value, frozen=True):
     """What is asked of the model, defaults filled in; the prompt itself is a word.
 
     `output_compression` is in percent (0-100) and only for jpeg and webp; None leaves it to the API.
+    `sources` are what an edit or transformation starts from, snapshotted when it was asked for; `mask` and
+    `markup` belong to the first of them. `input_fidelity` is None where nobody asked for one.
     """
 
     tool: Tool
@@ -65,6 +77,10 @@ class ImageRequest(Value, frozen=True):
     background: str = "auto"
     moderation: str = "auto"
     output_compression: int | None = None
+    sources: tuple[Picture, ...] = ()
+    mask: Picture | None = None
+    markup: Picture | None = None
+    input_fidelity: str | None = None
 
 
 class Account(Value, frozen=True):
@@ -110,13 +126,15 @@ class CostRange(Value, frozen=True):
 class Cost(Value, frozen=True):
     """What a reply cost. `amount` is None when it is not known, which is never the same as zero.
 
-    `would_be` is set by the offline backend only: what the same usage costs at OpenAI.
+    `would_be` is set by the offline backend only: what the same usage costs at OpenAI. `claimed` is set for what
+    was imported only: what the earlier program believed it cost.
     """
 
     amount: MicroUSD | None
     basis: CostBasis
     table: str
     would_be: MicroUSD | None = None
+    claimed: MicroUSD | None = None
 
 
 class Blob(Value, frozen=True):
@@ -126,18 +144,11 @@ class Blob(Value, frozen=True):
     size_bytes: int
 
 
-class Picture(Value, frozen=True):
-    """An image as the API sent it, durable in the store under its digest. Width and height in pixels; 0 for svg."""
-
-    sha256: Sha256
-    size_bytes: int
-    width: int
-    height: int
-    format: str
-
-
 class ImageFile(Value, frozen=True):
-    """An image in its final place. `original` is the picture as received; its path is a word of the same commit."""
+    """An image in its final place. `original` is the picture as received; its path is a word of the same commit.
+
+    `derived`: the original carries content credentials, which hold for its own bytes only; this copy has more in it.
+    """
 
     sha256: Sha256
     size_bytes: int
@@ -145,10 +156,11 @@ class ImageFile(Value, frozen=True):
     height: int
     format: str
     original: Sha256
+    derived: bool = False
 
 
 class StoredImage(Value, frozen=True):
-    """An `ImageFile` together with its path. `path` is None once it has been forgotten."""
+    """An `ImageFile` together with its path, and that of its sidecar if it has one. None once they are forgotten."""
 
     path: str | None
     sha256: Sha256
@@ -157,6 +169,8 @@ class StoredImage(Value, frozen=True):
     height: int
     format: str
     original: Sha256
+    derived: bool = False
+    sidecar: str | None = None
 
 
 class Rendered(Value, frozen=True):
@@ -173,7 +187,8 @@ class Words(Value, frozen=True, omit_defaults=True):
 
     `salt` is 32 hex digits of randomness, so that the digest that stays behind cannot be guessed against.
     `arguments` are those of the operation as asked, without what has a field of its own here.
-    `paths` are absolute and in the order of the images of the same commit.
+    `paths` and `sidecars` are absolute and in the order of the images of the same commit; `sources` names the
+    pictures an edit starts from, as their asker did.
     """
 
     salt: str
@@ -181,6 +196,8 @@ class Words(Value, frozen=True, omit_defaults=True):
     output_path: str | None = None
     output_dir: str | None = None
     paths: tuple[str, ...] = ()
+    sidecars: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
     message: str | None = None
     arguments: dict[str, msgspec.Raw] = {}
 

@@ -244,7 +244,7 @@ def chunks(items: Sequence[Located], sizes: Iterable[int]) -> list[Sequence[Loca
 
 def dump(index: Index) -> tuple[object, ...]:
     """Everything that the file holds, for comparing two of them."""
-    tables = ("reached", "job", "spending")
+    tables = ("reached", "job", "image", "spending")
     return tuple(sorted(index._db.execute(f"SELECT * FROM {table}").fetchall(), key=repr) for table in tables)
 
 
