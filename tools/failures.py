@@ -35,6 +35,7 @@ NEXT_STEPS: Mapping[str, str] = {
     "outcome_unknown": "Look at your OpenAI usage page before you ask again.",
     "bad_reply": "OpenAI answered with something else than the picture; its bytes are kept in the store.",
     "not_stored": "Free some space on the disk of IMAGED_HOME before the next picture.",
+    "source_gone": "Ask again with the picture as a file.",
     "not_saved": "Make the output directory usable; the picture is in the store already.",
 }
 _BILLING = {
@@ -56,7 +57,8 @@ NOTHING = msgspec.Raw(b"null")
 class Failure(NamedTuple):
     """`retry` later: it may be sent again without being paid twice. `kept`: bytes of a reply that may be paid for.
 
-    `message` has at most 500 printable characters. `categories` are moderation's, if it named any.
+    `message` has at most 500 printable characters. `moderation_stage` (input, output) and `categories` are the safety
+    system's, if it named any.
     """
 
     code: str
@@ -68,6 +70,7 @@ class Failure(NamedTuple):
     request_id: str = ""
     kept: bytes = b""
     usage: Usage | None = None
+    moderation_stage: str = ""
     categories: tuple[str, ...] = ()
 
 
@@ -158,12 +161,12 @@ def refused(status: int, headers: Mapping[str, str], body: bytes) -> Failure:
 
 
 def _moderated(said: _Said, status: int) -> Failure:
-    stage = said.moderation.moderation_stage
+    stage = printable(said.moderation.moderation_stage or "")[:40]
     categories = tuple(printable(category)[:40] for category in (said.moderation.categories or [])[:CATEGORIES_MAX])
-    why = f" (at the {printable(stage)[:40]} stage)" if stage else ""
+    why = f" (at the {stage} stage)" if stage else ""
     why += f" (categories: {', '.join(categories)})" if categories else ""
     text = printable(said.message or said.code)[: max(0, MESSAGE_CHARACTERS_MAX - len(why) - 1)]
-    return Failure("moderation_blocked", sentence(text + why), "no", status=status, categories=categories)
+    return Failure("moderation_blocked", sentence(text + why), "no", status=status, moderation_stage=stage, categories=categories)
 
 
 def _client_error(status: int, said: _Said) -> str:

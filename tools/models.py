@@ -37,11 +37,16 @@ class CustomSize(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`edit_input_pixels_max` is ours, OpenAI names none: the 50-megapixel pictures of telephones. To turn one upright
+    takes 8 bytes for each pixel of a JPEG or PNG, and 30 for a WebP.
+    """
+
     source: str
     prompt_characters_max: int
     count_max: int
     edit_inputs_max: int
     edit_input_bytes_max: int
+    edit_input_pixels_max: int
     mask_bytes_max: int
     partial_images_max: int
     popular_sizes: tuple[str, ...]
@@ -122,7 +127,12 @@ def check(request: ImageRequest, prompt: str, today: date) -> tuple[str, ...]:
     if model is None:
         shown = _shown(request.model)
         return (f"The model {shown} is not in the catalogue of {catalogue().as_of}; it is passed on as it is.",)
-    return (*_check_age(model, today), *_check_capabilities(model, request), *_check_size(model, request))
+    return (
+        *_check_age(model, today),
+        *_check_capabilities(model, request),
+        *_check_edit(model, request),
+        *_check_size(model, request),
+    )
 
 
 def nearest_size(model: Model, width: int, height: int) -> str:
@@ -174,6 +184,23 @@ def _check_plain_parameters(request: ImageRequest) -> None:
         if value not in allowed:
             raise _no(f"{argument} is {_shown(value)!r}; allowed is {', '.join(allowed)}.", argument)
     _check_format(request)
+    _check_inputs(request)
+
+
+def _check_inputs(request: ImageRequest) -> None:
+    inputs_max = catalogue().limits.edit_inputs_max
+    if len(request.sources) > inputs_max:
+        raise _no(f"{len(request.sources)} reference images were given; at most {inputs_max} are allowed.", "reference_images")
+    if request.tool != "generate_image" and not request.sources:
+        raise _no(
+            f"{request.tool} needs a picture to start from; give reference_image_path, reference_image_base64 or "
+            "reference_images.",
+            "reference_image_path",
+        )
+    if request.mask is not None and request.markup is not None:
+        raise _no("A mask and a markup were given; OpenAI takes one of them.", "markup_image_path")
+    if request.mask is not None and request.output_format == "gif":
+        raise _no("A mask cannot be used with output_format gif; choose png, jpeg or webp.", "output_format")
 
 
 def _check_format(request: ImageRequest) -> None:
@@ -224,12 +251,38 @@ def _check_capabilities(model: Model, request: ImageRequest) -> tuple[str, ...]:
             raise Refused(
                 f"{model.name} cannot draw a transparent background; use {catalogue().default}.",
                 code="unsupported_background",
-                argument="transparent_background",
+                argument="background",
             )
         if model.transparent is None:
             warnings.append(f"Whether {model.name} draws transparent backgrounds is not known; OpenAI may refuse it.")
         if "transparent" in model.notes:
             warnings.append(f"A transparent background with {model.name}: {model.notes['transparent']}.")
+    return tuple(warnings)
+
+
+def _check_edit(model: Model, request: ImageRequest) -> tuple[str, ...]:
+    warnings = []
+    fidelity = request.input_fidelity
+    if fidelity is not None and model.input_fidelity is not None and fidelity not in model.input_fidelity:
+        why = (
+            f"it takes {' and '.join(model.input_fidelity)} only"
+            if model.input_fidelity
+            else "it always keeps to its sources as closely as it can, and OpenAI refuses the parameter; leave it out"
+        )
+        raise Refused(
+            f"input_fidelity {_shown(fidelity)} is not possible with {model.name}: {why}.",
+            code="unsupported_input_fidelity",
+            argument="input_fidelity",
+        )
+    if fidelity is not None and model.input_fidelity is None:
+        warnings.append(f"Whether {model.name} takes input_fidelity is not known; OpenAI may refuse it.")
+    if request.markup is not None and model.markup is False:
+        able = ", ".join(other.name for other in catalogue().models if other.markup and other.gone_from is None)
+        raise Refused(
+            f"{model.name} takes no markup; use {able}, or a mask.", code="unsupported_markup", argument="markup_image_path"
+        )
+    if request.markup is not None and model.markup is None:
+        warnings.append(f"Whether {model.name} takes a markup is not known; OpenAI may refuse it.")
     return tuple(warnings)
 
 

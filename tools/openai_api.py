@@ -1,5 +1,8 @@
 """OpenAI's Images API without the network: requests as bytes, answers as values, failures by what they mean.
 
+What is drawn from words alone goes to /images/generations as JSON, what starts from pictures to /images/edits as
+multipart/form-data, the form in which custom sizes are documented.
+
 Rule: `build` is deterministic, so that the digest of a request can be checked years later; `read` believes
 nothing: valid base64, whole images of the right kind, size and number, or it is a failure. Every failure
 says whether it may have been billed (`failures`). Source of keys: openai-python 3.54.0 and openai-node 7.57.0.
@@ -8,11 +11,12 @@ says whether it may have been billed (`failures`). Source of keys: openai-python
 import base64
 import binascii
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, NamedTuple
 
 import msgspec
 
-from eventlog.values import ImageRequest, Rendered, Usage
+from eventlog.values import ImageRequest, Rendered, Sha256, Usage, digest
 from tools.failures import (
     NEXT_STEPS,
     NOTHING,
@@ -40,6 +44,8 @@ __all__ = [
     "transport_failure",
 ]
 
+GENERATIONS = "/images/generations"
+EDITS = "/images/edits"
 TOKENS_MAX = 10**12  # a larger count is a mistake, and would not fit the index
 
 
@@ -68,7 +74,7 @@ class Reply(NamedTuple):
 
 
 class _Body(msgspec.Struct, frozen=True, omit_defaults=True):
-    """/images/generations, exactly the documented keys."""
+    """Exactly the documented keys, for both endpoints; `input_fidelity` is of edits only."""
 
     model: str
     prompt: str
@@ -79,6 +85,7 @@ class _Body(msgspec.Struct, frozen=True, omit_defaults=True):
     output_format: str | msgspec.UnsetType = msgspec.UNSET
     output_compression: int | msgspec.UnsetType = msgspec.UNSET
     moderation: str | msgspec.UnsetType = msgspec.UNSET
+    input_fidelity: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Datum(msgspec.Struct):
@@ -116,8 +123,11 @@ class _Answer(msgspec.Struct):
     error: msgspec.Raw = NOTHING
 
 
-def build(request: ImageRequest, prompt: str) -> ApiRequest:
-    """The same request is the same bytes, always. Size and quality are named even when `auto`: they are the price."""
+def build(request: ImageRequest, prompt: str, inputs: Mapping[Sha256, bytes] = MappingProxyType({})) -> ApiRequest:
+    """The same request is the same bytes, always. Size and quality are named even when `auto`: they are the price.
+
+    `inputs` holds the bytes of the request's sources, mask and markup by their digests.
+    """
     unset = msgspec.UNSET
     body = _Body(
         model=request.model,
@@ -129,9 +139,31 @@ def build(request: ImageRequest, prompt: str) -> ApiRequest:
         output_format=request.output_format,
         output_compression=unset if request.output_compression is None else request.output_compression,
         moderation=request.moderation if request.moderation != "auto" else unset,
+        input_fidelity=unset if request.input_fidelity is None else request.input_fidelity,
     )
-    headers = {"Content-Type": "application/json"}
-    return ApiRequest("POST", "/images/generations", headers, msgspec.json.encode(body))
+    if not request.sources:
+        return ApiRequest("POST", GENERATIONS, {"Content-Type": "application/json"}, msgspec.json.encode(body))
+    return _multipart(request, msgspec.to_builtins(body), inputs)
+
+
+def _multipart(request: ImageRequest, fields: Mapping[str, str | int], inputs: Mapping[Sha256, bytes]) -> ApiRequest:
+    """The boundary is a digest over everything between the boundaries, so no picture can contain it."""
+    files = [("image[]", f"image-{number}", source) for number, source in enumerate(request.sources, start=1)]
+    files += [("mask", "mask", request.mask)] if request.mask else []
+    files += [("markup", "markup", request.markup)] if request.markup else []
+    named = msgspec.json.encode([fields, [picture.sha256 for _, _, picture in files]])
+    boundary = f"imaged-{digest(named)}".encode()
+    pieces = []
+    for name, value in fields.items():
+        pieces += [b'--%b\r\nContent-Disposition: form-data; name="%b"\r\n\r\n' % (boundary, name.encode())]
+        pieces += [str(value).encode(), b"\r\n"]
+    for name, stem, picture in files:
+        disposition = f'form-data; name="{name}"; filename="{stem}.{picture.format}"'
+        head = f"Content-Disposition: {disposition}\r\nContent-Type: image/{picture.format}\r\n\r\n"
+        pieces += [b"--%b\r\n" % boundary, head.encode(), inputs[picture.sha256], b"\r\n"]
+    pieces.append(b"--%b--\r\n" % boundary)
+    kind = f"multipart/form-data; boundary={boundary.decode()}"
+    return ApiRequest("POST", EDITS, {"Content-Type": kind}, b"".join(pieces))
 
 
 def read(request: ImageRequest, status: int, headers: Mapping[str, str], body: bytes) -> Reply | Failure:
@@ -182,7 +214,8 @@ def _image(request: ImageRequest, datum: _Datum, number: int) -> ReplyImage:
     found = measure(data)
     if found.format != request.output_format:
         raise BadPicture(f"picture {number} is {found.format} where {request.output_format} was ordered")
-    if request.size != "auto" and found.format != "svg" and request.size != f"{found.width}x{found.height}":
+    # The size of a gif is that of its frames or of the sheet they are cut from: which, is not published.
+    if request.size != "auto" and found.format not in ("svg", "gif") and request.size != f"{found.width}x{found.height}":
         raise BadPicture(f"picture {number} is {found.width}x{found.height} where {request.size} was ordered")
     return ReplyImage(data, found.format, found.width, found.height)
 

@@ -18,6 +18,10 @@ SVG_LOOK_BYTES = 4096
 _SVG = re.compile(rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!DOCTYPE[^>]*>\s*)?(<!--.*?-->\s*)?<svg[\s>]", re.DOTALL)
 JPEG_FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 JPEG_ALONE = {0x01, *range(0xD0, 0xD8)}
+JPEG_SCAN, JPEG_END = 0xDA, 0xD9
+PIECES_MAX = 100_000  # of a container; the most finely cut of 50 MB have some 12,000, and a walk must not take seconds
+_JPEG_MARKER = re.compile(rb"\xff+[\x00-\xfe]")
+_JPEG_AFTER_SCAN = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")  # not FF 00, fill bytes and restarts, which belong to it
 
 
 class BadPicture(Exception):
@@ -114,7 +118,7 @@ def png_chunks(data: bytes) -> Iterator[Chunk]:
     """
     view = memoryview(data)
     at = len(PNG)
-    while True:
+    for _ in range(PIECES_MAX):
         if at + 12 > len(data):
             raise BadPicture(f"the png is cut off after {len(data):,} bytes")
         length = int.from_bytes(view[at : at + 4], "big")
@@ -126,6 +130,7 @@ def png_chunks(data: bytes) -> Iterator[Chunk]:
         if kind == b"IEND":
             return
         at = end
+    raise BadPicture(f"the png has more than {PIECES_MAX:,} chunks")
 
 
 def webp_chunks(data: bytes) -> Iterator[Chunk]:
@@ -139,13 +144,16 @@ def webp_chunks(data: bytes) -> Iterator[Chunk]:
     if whole > len(data):
         raise BadPicture(f"the webp is cut off: it says it has {whole:,} bytes, but there are {len(data):,}")
     at = 12
-    while at < whole:
+    for _ in range(PIECES_MAX):
+        if at >= whole:
+            return
         length = int.from_bytes(view[at + 4 : at + 8], "little")
         end = at + 8 + length + length % 2
         if at + 8 > whole or end > whole:
             raise BadPicture("the webp is cut off inside a chunk")
         yield Chunk(bytes(view[at : at + 4]), at, end, view[at + 8 : at + 8 + length])
         at = end
+    raise BadPicture(f"the webp has more than {PIECES_MAX:,} chunks")
 
 
 def _measure_png(data: bytes) -> Measured:
@@ -185,22 +193,51 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         BadPicture: cut off, or not made of segments.
     """
     at = 2
-    while True:
-        while data[at : at + 2] == b"\xff\xff":
-            at += 1
-        if at + 4 > len(data) or data[at] != 0xFF:
-            raise BadPicture("the jpeg is cut off or damaged in its header")
-        marker = data[at + 1]
-        if marker in JPEG_ALONE:
-            at += 2
-            continue
-        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if end > len(data) or marker == 0xD9:
+    for _ in range(PIECES_MAX):
+        marker, start, at = _jpeg_segment(data, at)
+        if marker == JPEG_END:
             raise BadPicture("the jpeg is cut off in its header")
-        yield marker, at, end
-        if marker == 0xDA:
+        yield marker, start, at
+        if marker == JPEG_SCAN:
             return
-        at = end
+    raise BadPicture(f"the jpeg has more than {PIECES_MAX:,} segments")
+
+
+def jpeg_pieces(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """The segments on through every scan, whose pixels count as theirs, up to and with the end of the image.
+
+    Raises:
+        BadPicture: cut off, or not made of segments.
+    """
+    at = 2
+    for _ in range(PIECES_MAX):
+        marker, start, at = _jpeg_segment(data, at)
+        if marker == JPEG_SCAN:
+            after = _JPEG_AFTER_SCAN.search(data, at)
+            if after is None:
+                raise BadPicture(f"the jpeg is cut off after {len(data):,} bytes")
+            at = after.start()
+        yield marker, start, at
+        if marker == JPEG_END:
+            return
+    raise BadPicture(f"the jpeg has more than {PIECES_MAX:,} segments")
+
+
+def _jpeg_segment(data: bytes, at: int) -> tuple[int, int, int]:
+    """The next one at or after `at`, behind fill bytes and markers that stand alone."""
+    for _ in range(PIECES_MAX):
+        found = _JPEG_MARKER.match(data, at)
+        if found is None:
+            break
+        at = found.end()
+        marker, start = data[at - 1], at - 2
+        if marker in JPEG_ALONE:
+            continue
+        length = 0 if marker == JPEG_END else int.from_bytes(data[at : at + 2], "big")
+        if at + length > len(data) or (length < 2 and marker != JPEG_END):
+            break
+        return marker, start, at + length
+    raise BadPicture("the jpeg is cut off or damaged between its segments")
 
 
 def _measure_webp(data: bytes) -> Measured:

@@ -11,6 +11,7 @@ from fractions import Fraction
 from functools import cache
 from math import ceil, floor
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -26,6 +27,27 @@ class _Factor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     factor: int
     times: tuple[str, str] = ("1", "1")
+
+
+class _Patches(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="patches", tag_field="kind"):
+    """A token for every patch of the picture; one that is small is magnified first, a large one made smaller."""
+
+    source: str
+    patch_px: int
+    patches_max: int
+    magnified_below_px: int
+    magnified_max: int
+
+
+class _Tiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="tiles", tag_field="kind"):
+    """Tokens for every tile of the picture, scaled so that its shorter edge is one tile, and more at high fidelity."""
+
+    source: str
+    base_tokens: int
+    tile_tokens: int
+    tile_px: int
+    high_fidelity_square_tokens: int
+    high_fidelity_oblong_tokens: int
 
 
 class _Formula(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,6 +70,7 @@ class _Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     text_out: str | None
     factors: dict[str, _Factor] = {}
     tokens: dict[str, dict[str, int]] = {}
+    inputs: _Patches | _Tiles | None = None
 
 
 class PriceTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -79,17 +102,21 @@ def estimate(request: ImageRequest, prompt: str) -> CostRange:
 
     The upper bound holds for every choice that `auto` leaves to the API among the qualities of the model and
     the usual sizes. It counts a token for every UTF-8 byte of the prompt, because no tokenizer makes more, and the
-    prompt once for every picture, because whether it is billed once or for each of them is not published.
+    prompt once for every picture, because whether it is billed once or for each of them is not published. The same
+    goes for the sources of an edit, each with the most tokens that a picture can have, and for its mask.
     """
     price = _price(request.model)
     images = _image_tokens(price, request) if price else None
-    if price is None or images is None or price.image_out is None or price.text_in is None:
+    into = _input_tokens(price, request) if price else None
+    if price is None or images is None or into is None or price.image_out is None or price.text_in is None:
+        return CostRange(low=None, high=None, table=table().version)
+    if price.image_in is None and request.sources:
         return CostRange(low=None, high=None, table=table().version)
     overhead = table().prompt_overhead_tokens
     text_most = overhead + len(prompt.encode("utf-8", "surrogatepass"))
-    out, text = Fraction(price.image_out), Fraction(price.text_in)
-    least = request.count * images[0] * out + overhead * text
-    most = request.count * (images[1] * out + text_most * text)
+    out, text, image = Fraction(price.image_out), Fraction(price.text_in), Fraction(price.image_in or 0)
+    least = request.count * images[0] * out + overhead * text + into[0] * image
+    most = request.count * (images[1] * out + text_most * text + into[1] * image)
     return CostRange(low=MicroUSD(floor(least)), high=MicroUSD(ceil(most)), table=table().version)
 
 
@@ -101,11 +128,47 @@ def cost(model: str, usage: Usage | None, *, backend: Backend) -> Cost:
     return Cost(amount=amount, basis="unknown" if amount is None else "usage", table=table().version)
 
 
+class Line(NamedTuple):
+    """One part of a bill: how many tokens of which kind, and what they cost, in micro-dollars rounded each for itself."""
+
+    kind: str
+    tokens: int
+    amount: MicroUSD
+
+
+def breakdown(model: str, usage: Usage | None) -> tuple[Line, ...]:
+    """What the sum of `cost` is made of; empty where the API did not say, or no price is known."""
+    price = _price(model)
+    if usage is None or price is None or usage.input_text_tokens is None or usage.input_image_tokens is None:
+        return ()
+    text_out = usage.output_text_tokens or 0
+    image_out = usage.output_tokens - text_out if usage.output_image_tokens is None else usage.output_image_tokens
+    parts = (
+        ("text in", usage.input_text_tokens, price.text_in),
+        ("image in", usage.input_image_tokens, price.image_in),
+        ("text out", text_out, price.text_out),
+        ("image out", image_out, price.image_out),
+    )
+    if any(rate is None and tokens for _, tokens, rate in parts):
+        return ()
+    return tuple(
+        Line(kind, tokens, MicroUSD(floor(tokens * Fraction(rate or 0) + Fraction(1, 2))))
+        for kind, tokens, rate in parts
+        if tokens
+    )
+
+
 def output_tokens(model: str, size: str, quality: str) -> int | None:
     """Tokens of one picture; the upper end where only a range is known, None where nothing is."""
     price = _price(model)
     found = _tokens(price, size, quality) if price else None
     return None if found is None else ceil(found[1])
+
+
+def input_tokens(model: str, width: int, height: int, fidelity: str | None) -> int | None:
+    """Tokens of one source picture of an edit; None where nothing is known."""
+    price = _price(model)
+    return None if price is None or price.inputs is None else _tokens_of_input(price.inputs, width, height, fidelity)
 
 
 def span() -> CostRange:
@@ -187,6 +250,30 @@ def _tokens(price: _Price, size: str, quality: str) -> tuple[Fraction, Fraction]
         return None
     tokens = _formula(shape.factor, int(edges[1]), int(edges[2]))
     return tokens * Fraction(shape.times[0]), tokens * Fraction(shape.times[1])
+
+
+def _input_tokens(price: _Price, request: ImageRequest) -> tuple[int, int] | None:
+    """Least and most for all sources of one picture, as far as they are billed."""
+    if not request.sources:
+        return 0, 0
+    rule = price.inputs
+    if rule is None:
+        return None
+    least = [_tokens_of_input(rule, source.width, source.height, request.input_fidelity) for source in request.sources]
+    if isinstance(rule, _Patches):
+        return sum(least), rule.patches_max * (len(least) + (request.mask is not None) + (request.markup is not None))
+    return sum(least), sum(least) + (least[0] if request.mask is not None else 0)
+
+
+def _tokens_of_input(rule: _Patches | _Tiles, width: int, height: int, fidelity: str | None) -> int:
+    if isinstance(rule, _Patches):
+        times = max(Fraction(1), min(Fraction(rule.magnified_max), Fraction(rule.magnified_below_px, max(width, height))))
+        return min(rule.patches_max, ceil(width * times / rule.patch_px) * ceil(height * times / rule.patch_px))
+    short, long = sorted((width, height))
+    tokens = rule.base_tokens + rule.tile_tokens * ceil(Fraction(long, short))
+    if fidelity == "high":
+        tokens += rule.high_fidelity_square_tokens if short == long else rule.high_fidelity_oblong_tokens
+    return tokens
 
 
 def _formula(factor: int, width: int, height: int) -> int:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.config import DEFAULT_MODEL
-from eventlog.values import ImageRequest
+from eventlog.values import ImageRequest, Picture, Sha256
 from tools.errors import Refused
 from tools.models import catalogue, check, nearest_size
 
@@ -154,3 +154,49 @@ def test_replacements_are_alive_after_what_they_replace() -> None:
 def test_every_entry_names_its_source() -> None:
     assert all(model.source for model in catalogue().models)
     assert all(model.replacement for model in catalogue().models if model.gone_from)
+
+
+SOURCE = Picture(sha256=Sha256("ab" * 32), size_bytes=9, width=1024, height=1024, format="png")
+
+
+def edit(**changes: object) -> dict[str, object]:
+    return {"tool": "edit_image", "sources": (SOURCE,), **changes}
+
+
+def test_an_edit_without_a_picture_is_refused() -> None:
+    for tool in ("edit_image", "transform_image"):
+        said = refusal(tool=tool)
+        assert said.argument == "reference_image_path" and tool in str(said)
+
+
+def test_no_more_references_than_the_api_takes() -> None:
+    check(order(**edit(sources=(SOURCE,) * 16)), "x", TODAY)
+    assert "17 reference images" in str(refusal(**edit(sources=(SOURCE,) * 17)))
+
+
+@pytest.mark.parametrize("model", ["gpt-image-2", "gpt-image-2.5-flare", "gpt-image-2.6-sunburst"])
+def test_input_fidelity_is_refused_with_the_reason_where_the_model_refuses_it(model: str) -> None:
+    said = refusal(**edit(model=model, input_fidelity="high"))
+    assert (said.code, said.argument) == ("unsupported_input_fidelity", "input_fidelity")
+    assert model in str(said) and "leave it out" in str(said)
+
+
+def test_input_fidelity_is_sent_where_the_model_takes_it() -> None:
+    check(order(**edit(model="gpt-image-1.5", input_fidelity="high")), "x", TODAY)
+    assert "low only" in str(refusal(**edit(model="gpt-image-1-mini", input_fidelity="high")))
+    (_, warning) = check(order(**edit(model="chatgpt-image-latest", input_fidelity="high")), "x", TODAY)
+    assert "not known" in warning
+
+
+def test_a_markup_is_refused_where_the_model_takes_none_and_beside_a_mask() -> None:
+    check(order(**edit(model="gpt-image-2.6-flare", markup=SOURCE)), "x", TODAY)
+    (warning,) = check(order(**edit(model="gpt-image-2", markup=SOURCE)), "x", TODAY)
+    assert "not known" in warning
+    said = refusal(**edit(model="gpt-image-1.5", markup=SOURCE))
+    assert said.code == "unsupported_markup" and "gpt-image-2.6-flare" in str(said)
+    assert "one of them" in str(refusal(**edit(model="gpt-image-2.6-flare", markup=SOURCE, mask=SOURCE)))
+
+
+def test_a_gif_takes_no_mask() -> None:
+    said = refusal(**edit(model="gpt-image-2.6-flare", mask=SOURCE, output_format="gif"))
+    assert said.argument == "output_format"

@@ -1,14 +1,17 @@
 """The wire protocol without a wire: deterministic requests, strictly read replies, failures by what they mean."""
 
 import base64
+import email.parser
+import email.policy
 import json
 import zlib
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventlog.values import ImageRequest
+from eventlog.values import ImageRequest, Picture, digest
 from tests.tools.pictures_for_tests import picture
 from tools.openai_api import NEXT_STEPS, Failure, Reply, build, next_step, printable, read, transport_failure
 
@@ -64,6 +67,65 @@ def test_size_and_quality_are_named_even_when_they_are_left_open() -> None:
     sent = json.loads(build(order(size="auto"), "x").body)
     assert (sent["size"], sent["quality"]) == ("auto", "auto")
     assert not {"background", "moderation", "output_compression"} & set(sent)
+
+
+def source(data: bytes, width: int = 48, height: int = 32, kind: str = "png") -> Picture:
+    return Picture(sha256=digest(data), size_bytes=len(data), width=width, height=height, format=kind)
+
+
+def parts_of(content_type: str, body: bytes) -> list[tuple[str, str | None, str, bytes]]:
+    """Name, file name, type and bytes of every part, as a reader that is not ours takes them apart."""
+    parser = email.parser.BytesParser(policy=email.policy.HTTP)
+    message = parser.parsebytes(b"Content-Type: " + content_type.encode() + b"\r\n\r\n" + body)
+    found = []
+    for part in message.iter_parts():
+        disposition = part["content-disposition"].params
+        data = part.get_payload(decode=True)
+        assert isinstance(data, bytes)
+        found.append((disposition["name"], disposition.get("filename"), part.get_content_type(), data))
+    return found
+
+
+def test_an_edit_is_multipart_with_every_source_as_an_image_of_its_kind() -> None:
+    png, jpeg, mask = picture("png"), picture("jpeg"), picture("png", mode="RGBA")
+    request = order(
+        tool="edit_image",
+        sources=(source(png), source(jpeg, kind="jpeg")),
+        mask=source(mask),
+        input_fidelity="high",
+        output_format="webp",
+        output_compression=0,
+        background="opaque",
+        moderation="low",
+    )
+    inputs = {digest(data): data for data in (png, jpeg, mask)}
+    built = build(request, "Mehr Schnee,\r\nbitte 雪", inputs)
+    assert (built.method, built.path) == ("POST", "/images/edits")
+    assert parts_of(built.headers["Content-Type"], built.body) == [
+        ("model", None, "text/plain", b"gpt-image-2"),
+        ("prompt", None, "text/plain", "Mehr Schnee,\r\nbitte 雪".encode()),
+        ("n", None, "text/plain", b"1"),
+        ("size", None, "text/plain", b"48x32"),
+        ("quality", None, "text/plain", b"auto"),
+        ("background", None, "text/plain", b"opaque"),
+        ("output_format", None, "text/plain", b"webp"),
+        ("output_compression", None, "text/plain", b"0"),
+        ("moderation", None, "text/plain", b"low"),
+        ("input_fidelity", None, "text/plain", b"high"),
+        ("image[]", "image-1.png", "image/png", png),
+        ("image[]", "image-2.jpeg", "image/jpeg", jpeg),
+        ("mask", "mask.png", "image/png", mask),
+    ]
+    assert build(request, "Mehr Schnee,\r\nbitte 雪", inputs) == built
+
+
+def test_a_single_source_is_an_array_too_and_markup_has_a_part_of_its_own() -> None:
+    png, markup = picture("png"), picture("png", mode="RGBA")
+    request = order(tool="transform_image", sources=(source(png),), markup=source(markup))
+    built = build(request, "x", {digest(png): png, digest(markup): markup})
+    names = [name for name, *_ in parts_of(built.headers["Content-Type"], built.body)]
+    assert names[-2:] == ["image[]", "markup"]
+    assert build(msgspec.structs.replace(request, markup=None), "x", {digest(png): png}).headers != built.headers
 
 
 def test_the_same_request_is_the_same_bytes() -> None:

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventlog.values import CostRange, ImageRequest, MicroUSD, Usage
+from eventlog.values import CostRange, ImageRequest, MicroUSD, Picture, Sha256, Usage
 from tools import pricing
 from tools.models import catalogue
-from tools.pricing import cost, estimate, output_tokens, show, show_range, table
+from tools.pricing import breakdown, cost, estimate, input_tokens, output_tokens, show, show_range, table
 
 SIZES = ("1024x1024", "1536x1024", "2048x2048", "2560x1440", "3840x2160")
 PUBLISHED = {
@@ -166,3 +166,64 @@ def test_every_price_has_a_date_and_a_source_and_every_living_model_a_price() ->
     assert set(catalogue().usable_names(date(2026, 11, 22))) <= priced
     assert table().age_days(date(2026, 11, 25)) == 3
     assert not table().is_stale(date(2027, 2, 20)) and table().is_stale(date(2027, 2, 21))
+
+
+def source(width: int, height: int) -> Picture:
+    return Picture(sha256=Sha256("ab" * 32), size_bytes=9, width=width, height=height, format="png")
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "fidelity", "tokens"),
+    [
+        ("gpt-image-2", (512, 512), None, 1024),
+        ("gpt-image-2.6-flare", (1024, 1024), None, 1024),
+        ("gpt-image-2.5-flare", (1536, 1024), None, 1536),
+        ("gpt-image-2", (3840, 2160), None, 1536),
+        ("gpt-image-2", (16, 16), None, 1),
+        ("gpt-image-1.5", (1024, 1024), None, 194),
+        ("gpt-image-1.5", (1024, 1024), "high", 194 + 4160),
+        ("gpt-image-1.5", (1536, 1024), "high", 65 + 2 * 129 + 6240),
+        ("gpt-image-1-mini", (1024, 1024), "low", 194),
+    ],
+)
+def test_source_pictures_cost_the_published_tokens(model: str, size: tuple[int, int], fidelity: str | None, tokens: int) -> None:
+    assert input_tokens(model, *size, fidelity) == tokens
+
+
+def test_the_sources_of_an_edit_are_in_its_estimate_once_at_least_and_for_each_picture_at_most() -> None:
+    plain = order(size="1024x1024", quality="low", count=3)
+    edited = order(
+        tool="edit_image", size="1024x1024", quality="low", count=3, sources=(source(1024, 1024),), mask=source(1024, 1024)
+    )
+    without, with_sources = estimate(plain, "x"), estimate(edited, "x")
+    assert without.low is not None and with_sources.low == without.low + 1024 * 8
+    assert without.high is not None and with_sources.high == without.high + 3 * 2 * 1536 * 8
+
+
+def test_sources_of_a_model_without_a_price_make_the_estimate_unknown() -> None:
+    assert estimate(order(tool="edit_image", model="gpt-image-9", sources=(source(9, 9),)), "x").high is None
+    assert input_tokens("gpt-image-9", 9, 9, None) is None
+
+
+def test_the_lines_of_a_bill_add_up_to_its_sum() -> None:
+    usage = Usage(input_tokens=1034, output_tokens=1756, total_tokens=2790, input_text_tokens=10, input_image_tokens=1024)
+    lines = breakdown("gpt-image-2", usage)
+    assert [(line.kind, line.tokens, line.amount) for line in lines] == [
+        ("text in", 10, 50),
+        ("image in", 1024, 8192),
+        ("image out", 1756, 52680),
+    ]
+    assert sum(line.amount for line in lines) == cost("gpt-image-2", usage, backend="openai").amount
+
+
+def test_there_is_no_bill_without_every_rate_and_every_count() -> None:
+    silent = Usage(input_tokens=1, output_tokens=2, total_tokens=3)
+    assert breakdown("gpt-image-2", silent) == breakdown("gpt-image-2", None) == ()
+    known = Usage(input_tokens=1, output_tokens=2, total_tokens=3, input_text_tokens=1, input_image_tokens=0)
+    assert breakdown("gpt-image-9", known) == ()
+    assert (
+        breakdown(
+            "gpt-image-2.6-flare", Usage(**{**{f: getattr(known, f) for f in known.__struct_fields__}, "output_text_tokens": 1})
+        )
+        == ()
+    )
