@@ -31,6 +31,12 @@ IncludeThumbnail = Annotated[
 ]
 
 
+_OUTPUT_PATH = (
+    "File name for the picture, relative to the output directory or absolute inside it. Never overwrites: a taken name "
+    "becomes name_1.png, name_2.png, … The extension follows output_format."
+)
+OutputPath = Annotated[str, Meta(description=_OUTPUT_PATH)]
+
 _LIMITS = catalogue().limits
 _SIZE = _LIMITS.custom_size
 
@@ -43,7 +49,9 @@ class NoArguments(Arguments, frozen=True):
     pass
 
 
-class GenerateImage(Arguments, frozen=True):
+class Draw(Arguments, frozen=True, kw_only=True):
+    """What every drawing tool takes."""
+
     prompt: Annotated[
         str,
         Meta(
@@ -52,15 +60,6 @@ class GenerateImage(Arguments, frozen=True):
             description=f"What to draw, in any language. Up to {_LIMITS.prompt_characters_max:,} characters.",
         ),
     ]
-    output_path: Annotated[
-        str,
-        Meta(
-            description=(
-                "File name for the picture, relative to the output directory or absolute inside it. Never overwrites: "
-                "a taken name becomes name_1.png, name_2.png, … The extension follows output_format."
-            )
-        ),
-    ] = "generated_image.png"
     model: Annotated[
         Annotated[str, Meta(min_length=1, max_length=100)] | None,
         Meta(
@@ -88,14 +87,111 @@ class GenerateImage(Arguments, frozen=True):
         Literal["low", "medium", "high", "xhigh", "max", "auto"],
         Meta(description="Higher costs more. xhigh and max: gpt-image-2.5 and 2.6 only."),
     ] = "auto"
-    output_format: Annotated[Literal["png", "jpeg", "webp"], Meta(description="File format.")] = "png"
-    transparent_background: Annotated[bool, Meta(description="Transparent background; png or webp only.")] = False
+    output_format: Annotated[
+        Literal["png", "jpeg", "webp", "gif", "svg"],
+        Meta(description="File format. gif and svg: gpt-image-2.6 only, and only with access to their preview."),
+    ] = "png"
+    output_compression: Annotated[
+        Annotated[int, Meta(ge=0, le=100)] | None,
+        Meta(description="Percent of quality kept, for jpeg and webp; left out: 100."),
+    ] = None
+    background: Annotated[
+        Literal["auto", "opaque", "transparent"], Meta(description="transparent needs output_format png or webp.")
+    ] = "auto"
+    transparent_background: Annotated[bool, Meta(description="The same as background: transparent.")] = False
     moderation: Annotated[Literal["auto", "low"], Meta(description="How strictly OpenAI filters.")] = "auto"
     sample_count: Annotated[
         int, Meta(ge=1, le=_LIMITS.count_max, description="How many pictures. All are drawn in one request and billed together.")
     ] = 1
     return_base64: ReturnBase64 = False
     include_thumbnail: IncludeThumbnail = None
+
+
+class GenerateImage(Draw, frozen=True, kw_only=True):
+    output_path: OutputPath = "generated_image.png"
+
+
+class Redraw(Draw, frozen=True, kw_only=True):
+    """What starts from pictures."""
+
+    reference_image_path: Annotated[
+        str | None,
+        Meta(
+            description=(
+                "The picture to start from: a file below the input or output directory, relative or absolute; png, jpeg or "
+                "webp, recognised by its bytes. Its metadata (place, camera) is left out of what is sent."
+            )
+        ),
+    ] = None
+    reference_image_base64: Annotated[
+        str | None, Meta(description="The picture to start from, as base64 or a data URL. Used where no path is given.")
+    ] = None
+    reference_images: Annotated[
+        Annotated[tuple[str, ...], Meta(max_length=_LIMITS.edit_inputs_max)] | None,
+        Meta(
+            description=(
+                f"Up to {_LIMITS.edit_inputs_max} pictures to start from, in order: each a file path, the UUID of a generation "
+                "(uuid/2 for its second picture), or base64 or a data URL."
+            )
+        ),
+    ] = None
+    input_fidelity: Annotated[
+        Literal["low", "high"] | None,
+        Meta(description="How closely to keep to the sources. gpt-image-1.5 only; later models always do, and refuse it."),
+    ] = None
+
+
+class Retouch(Redraw, frozen=True, kw_only=True):
+    """What starts from pictures and may be confined to a part of the first."""
+
+    mask_image_path: Annotated[
+        str | None,
+        Meta(description="A png as large as the first picture; where it is transparent, the picture is edited."),
+    ] = None
+    mask_image_base64: Annotated[str | None, Meta(description="The mask as base64 or a data URL.")] = None
+    markup_image_path: Annotated[
+        str | None,
+        Meta(
+            description=(
+                "A transparent png as large as the first picture, with the changes drawn on it. From gpt-image-2.5 on, and "
+                "not together with a mask."
+            )
+        ),
+    ] = None
+    markup_image_base64: Annotated[str | None, Meta(description="The markup as base64 or a data URL.")] = None
+
+
+class EditImage(Retouch, frozen=True, kw_only=True):
+    output_path: OutputPath = "edited_image.png"
+
+
+class TransformImage(Redraw, frozen=True, kw_only=True):
+    output_path: OutputPath = "transformed_image.png"
+
+
+class StartGenerationJob(Retouch, frozen=True, kw_only=True):
+    """Everything that the three drawing tools take."""
+
+    tool_name: Annotated[ToolName, Meta(description="Which of the drawing tools to run.")]
+    output_path: Annotated[str | None, Meta(description=_OUTPUT_PATH)] = None
+    idempotency_key: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=200)] | None,
+        Meta(description="A key of your own: asked again with the same key, the same job answers and nothing is drawn twice."),
+    ] = None
+
+
+class ListGeneratedImages(Arguments, frozen=True):
+    directory: Annotated[
+        str | None, Meta(description="A folder below the output or an input directory. Left out: the output directory.")
+    ] = None
+    limit: Limit = 20
+    offset: Offset = 0
+
+
+class GetMetadataFromImage(Arguments, frozen=True):
+    image_path: Annotated[
+        str, Meta(min_length=1, description="A picture below the output or an input directory, relative or absolute.")
+    ]
 
 
 class ListHistory(Arguments, frozen=True):
@@ -131,6 +227,26 @@ class JobOnly(Arguments, frozen=True):
 class GetJobResult(JobOnly, frozen=True):
     return_base64: ReturnBase64 = False
     include_thumbnail: IncludeThumbnail = None
+
+
+class WaitForJobs(Arguments, frozen=True):
+    """`after` is the log position that the asker has seen; 0 for none."""
+
+    job_ids: Annotated[tuple[JobIdText, ...], Meta(min_length=1, max_length=200)]
+    after: Annotated[int, Meta(ge=0)] = 0
+    wait_seconds: Annotated[float, Meta(ge=0, le=30)] = 30.0
+
+
+class ImportHistory(Arguments, frozen=True):
+    path: Annotated[
+        str | None,
+        Meta(
+            description=(
+                "The old database, an absolute path. Left out: HISTORY_DB_PATH, data/openai-gpt-image.db in the output "
+                "directory, or ~/.openai-gpt-image/history.db, whichever is there first."
+            )
+        ),
+    ] = None
 
 
 class Stop(Arguments, frozen=True):

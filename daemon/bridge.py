@@ -64,7 +64,7 @@ def run(environ: Mapping[str, str], command: Sequence[str]) -> None:
     """The whole bridge. `command` starts a daemon that serves the home named by `environ`."""
     settings = with_env_file(environ)
     hello = _hello(settings)
-    _pump(_connect(home_directory(settings), settings, command), hello)
+    _pump(connect(home_directory(settings), settings, command), hello)
 
 
 def with_env_file(environ: Mapping[str, str]) -> dict[str, str]:
@@ -171,7 +171,7 @@ def _hello(environ: Mapping[str, str]) -> bytes:
     return f'{{"imaged": 1, "software": "{VERSION}", "door": "mcp", "settings": {{{", ".join(pairs)}}}}}\n'.encode("ascii")
 
 
-def _connect(home: str, environ: Mapping[str, str], command: Sequence[str]) -> "Socket":
+def connect(home: str, environ: Mapping[str, str], command: Sequence[str]) -> "Socket":
     """A connection to this home's daemon, which is started if need be."""
     found = _try_to_connect(home)
     if found is not None:

@@ -8,6 +8,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from daemon import bridge, config
 from daemon.errors import AlreadyRunning, BadConfiguration, NotRunning
@@ -15,6 +16,16 @@ from daemon.version import VERSION
 from eventlog.errors import EventLogError, IndexUnavailable, LogFull
 
 OK, FAILED, USAGE, NO_DAEMON, INTERRUPTED = 0, 1, 2, 9, 130
+
+BATCH_EXAMPLES = """examples:
+  imaged batch pictures.json --estimate-only      what it may cost
+  imaged batch pictures.json                      draw it; after Ctrl-C or a crash the same command goes on
+  imaged batch pictures.json --format json > result.json
+  imaged batch pictures.json --output-dir ./out --max-concurrent 5 --timeout 1200000
+  imaged batch pictures.json --again              draw all of it once more
+
+exit status: 0 every picture is there, 1 some are not, 2 the file or an option is at fault, 130 interrupted
+"""
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -92,6 +103,37 @@ def stop(asked: argparse.Namespace) -> int:
     return _ask("stop_daemon", {"reason": "imaged stop"}, as_json=asked.json)
 
 
+def import_history(asked: argparse.Namespace) -> int:
+    """Take over the history of openai-gpt-image-mcp-server; what is here already stays as it is."""
+    path = None if asked.path is None else str(Path(asked.path).expanduser().absolute())
+    return _ask("import_history", {"path": path}, as_json=asked.json, start=True)
+
+
+def batch(asked: argparse.Namespace) -> int:
+    """Draw everything that a batch file asks for; given again, the same command goes on where it stopped."""
+    from daemon import batch as batches
+    from daemon.batch_plan import Options
+
+    options = Options(
+        path=Path(asked.config),
+        output_dir=asked.output_dir,
+        max_concurrent=asked.max_concurrent,
+        timeout_ms=asked.timeout,
+        any_path=asked.allow_any_path,
+        again=asked.again,
+        run=asked.run,
+    )
+    as_json = asked.format == "json"
+    try:
+        return batches.run(options, batches.Wishes(as_json, asked.estimate_only, asked.retry_unknown))
+    except BadConfiguration as exc:
+        _say(str(exc))
+        return USAGE
+    except NotRunning as exc:  # it was started, and ended again and again
+        _say(str(exc))
+        return FAILED
+
+
 def demo(asked: argparse.Namespace) -> int:
     """Draw three pictures offline, kill the daemon in the middle of a fourth, and show that nothing is lost."""
     from daemon import demo as show
@@ -99,10 +141,13 @@ def demo(asked: argparse.Namespace) -> int:
     return show.run()
 
 
-def _ask(operation: str, arguments: dict[str, object], *, as_json: bool) -> int:
+def _ask(operation: str, arguments: dict[str, object], *, as_json: bool, start: bool = False) -> int:
+    """Asks the daemon. With `start` it is started if none runs, and asked with the settings of this environment."""
     from daemon import client
 
-    reply = client.ask(config.default_places(), operation, arguments)
+    settings = bridge.settings_of(config.environment()) if start else {}
+    with client.connected(config.default_places(), settings, start=start) as connection:
+        reply = connection.ask(operation, **arguments)
     refused = reply.get("refused")
     if isinstance(refused, dict):
         _say(str(refused.get("message")))
@@ -134,5 +179,42 @@ def _parser() -> argparse.ArgumentParser:
     serving.add_argument("--idle-exit", action="store_true", help="end after a quarter of an hour without clients and jobs")
     for name, function in (("status", status), ("stop", stop)):
         add(name, function, function.__doc__).add_argument("--json", action="store_true", help="answer as JSON")
+    importing = add("import-history", import_history, import_history.__doc__)
+    importing.add_argument(
+        "path",
+        nargs="?",
+        metavar="PATH",
+        help="the old database; left out: HISTORY_DB_PATH, or the places where that program kept it",
+    )
+    importing.add_argument("--json", action="store_true", help="answer as JSON")
     add("demo", demo, demo.__doc__)
+    _add_batch_options(add("batch", batch, batch.__doc__))
     return parser
+
+
+def _add_batch_options(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = BATCH_EXAMPLES
+    parser.add_argument("config", metavar="CONFIG.json", help="the batch file; its sources are relative to the working directory")
+    parser.add_argument("--output-dir", metavar="DIR", help="where the pictures go, whatever the file says")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="of what stands on stdout (text)")
+    parser.add_argument("--timeout", metavar="MS", type=_whole(1000, 86_400_000), help="milliseconds for all of it (600000)")
+    parser.add_argument("--max-concurrent", metavar="N", type=_whole(1, 10), help="jobs at once, 1 to 10 (2)")
+    parser.add_argument("--estimate-only", action="store_true", help="say what it may cost and draw nothing; needs no key")
+    parser.add_argument("--allow-any-path", action="store_true", help="read sources and write pictures anywhere")
+    parser.add_argument("--retry-unknown", action="store_true", help="ask again for what may have been charged without a picture")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--again", action="store_true", help="draw everything anew, also what is done; says the name of the run")
+    which.add_argument("--run", metavar="NAME", default="", help="go on with the run that --again began")
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    """For argparse: a whole number in these bounds, or a sentence."""
+
+    def read(text: str) -> int:
+        number = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
+        if not low <= number <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low:,} to {high:,}")
+        return number
+
+    return read

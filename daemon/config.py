@@ -24,6 +24,7 @@ DEFAULT_MODEL = catalogue().default
 
 CONCURRENT_MAX = 64  # more pictures at once than any published rate limit serves
 SYNC_WAIT_SECONDS_MAX = 3600.0
+INLINE_BYTES_MAX = 8_000_000  # the TypeScript SDK closes a connection on a message of more than 10 MiB
 IDLE_EXIT_SECONDS_MAX = 30 * 86400.0
 
 HOW_TO_SET_A_KEY = (
@@ -60,19 +61,30 @@ class Thumbnails(msgspec.Struct, frozen=True):
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What one session asked for. Times in seconds. `key` is None when there is none or none is needed."""
+    """What one session asked for. Times in seconds. `key` is None when there is none or none is needed.
+
+    `inline_bytes_max` bounds the pictures in one answer, in bytes of base64; Claude Desktop refuses a result of 1 MiB.
+    """
 
     account: Account
     key: Secret | None
     model: str
     output_dir: Path
-    input_dir: Path
+    input_dirs: tuple[Path, ...]
     any_path: bool
     embedding: Embedding
+    sidecar: bool
     thumbnails: Thumbnails
     max_concurrent: int
     sync_wait_seconds: float
+    inline_bytes_max: int
     idle_exit_seconds: float
+    old_history: tuple[Path, ...] = ()  # where the earlier program's database may be, the likeliest place first
+
+    @property
+    def input_roots(self) -> tuple[Path, ...]:
+        """Where source pictures may be read from: the folders the user named, and whatever was drawn before."""
+        return (*self.input_dirs, *(() if self.output_dir in self.input_dirs else (self.output_dir,)))
 
     @property
     def can_draw(self) -> bool:
@@ -94,9 +106,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             key=Secret(key_text) if key_text else None,
             model=values.get("OPENAI_IMAGE_MODEL", DEFAULT_MODEL),
             output_dir=output_dir,
-            input_dir=_directory(values, "OPENAI_IMAGE_INPUT_DIR", output_dir, home_dir),
+            input_dirs=_directories(values, "OPENAI_IMAGE_INPUT_DIR", home_dir),
             any_path=values.get("OPENAI_IMAGE_ALLOW_ANY_PATH", "").lower() == "true",
             embedding=_embedding(values),
+            sidecar=values.get("OPENAI_IMAGE_EMBED_METADATA", "").lower() == "sidecar",
             thumbnails=Thumbnails(
                 wanted=values.get("OPENAI_IMAGE_THUMBNAIL", "") == "true",
                 size_px=_clamped(values, "OPENAI_IMAGE_THUMBNAIL_SIZE", 128, 1, 512),
@@ -104,7 +117,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             ),
             max_concurrent=int(_number(values, "IMAGED_MAX_CONCURRENT", 4, 1, CONCURRENT_MAX, whole=True)),
             sync_wait_seconds=_number(values, "IMAGED_SYNC_WAIT_SECONDS", 45, 0, SYNC_WAIT_SECONDS_MAX),
+            inline_bytes_max=int(_number(values, "IMAGED_INLINE_BYTES_MAX", 700_000, 10_000, INLINE_BYTES_MAX, whole=True)),
             idle_exit_seconds=_number(values, "IMAGED_IDLE_EXIT_SECONDS", 900, 0, IDLE_EXIT_SECONDS_MAX),
+            old_history=_old_history(values.get("HISTORY_DB_PATH", ""), output_dir, home_dir),
         )
 
 
@@ -215,8 +230,16 @@ def _is_loopback(host: str) -> bool:
 
 def _directory(values: Mapping[str, str], name: str, default: Path, home_dir: Path) -> Path:
     text = values.get(name)
-    if text is None:
-        return default
+    return default if text is None else _one_directory(name, text, home_dir)
+
+
+def _directories(values: Mapping[str, str], name: str, home_dir: Path) -> tuple[Path, ...]:
+    """A list separated as PATH is; empty if it is not set."""
+    parts = [part.strip() for part in values.get(name, "").split(os.pathsep)]
+    return tuple(_one_directory(name, part, home_dir) for part in parts if part)
+
+
+def _one_directory(name: str, text: str, home_dir: Path) -> Path:
     if "\0" in text:
         raise BadConfiguration(f"{name} contains a NUL character; write it again.")
     if text == "~" or text.startswith("~/"):
@@ -225,6 +248,14 @@ def _directory(values: Mapping[str, str], name: str, default: Path, home_dir: Pa
     if not path.is_absolute():
         raise BadConfiguration(f"{name} is {text!r}; give an absolute path or one that starts with ~/.")
     return path
+
+
+def _old_history(text: str, output_dir: Path, home_dir: Path) -> tuple[Path, ...]:
+    """A value that says nothing to us is passed over: it was meant for another program, and refuses no session."""
+    told = home_dir / text[2:] if text.startswith("~/") else Path(text)
+    usual = (output_dir / "data" / "openai-gpt-image.db", home_dir / ".openai-gpt-image" / "history.db")
+    places = (told, *usual) if told.is_absolute() and "\0" not in text else usual
+    return tuple(dict.fromkeys(places))
 
 
 def _embedding(values: Mapping[str, str]) -> Embedding:

@@ -15,8 +15,8 @@ from daemon.session import Caller, Session, client_named
 from daemon.version import VERSION
 from tools.failures import UNREADABLE
 
-LINE_BYTES_MAX = 64 * 1024
-IDLE_SECONDS_MAX = 60.0
+LINE_BYTES_MAX = 4 * 1024 * 1024  # a prompt of 32,000 characters that JSON has to escape, many times over
+IDLE_SECONDS_MAX = 600.0
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class _Asked(msgspec.Struct, forbid_unknown_fields=True):
 
 
 async def serve(stream: trio.SocketStream, received: bytes, session: Session, house: House) -> None:
-    """Answers until the other end closes, says nothing for a minute, or says something senseless."""
+    """Answers until the other end closes, says nothing for ten minutes, or says something senseless."""
     data = received
     try:
         while True:

@@ -14,6 +14,7 @@ from eventlog.events import (
     DaemonStarted,
     DaemonStopped,
     Event,
+    HistoryImported,
     JobCancelled,
     JobCancelRequested,
     JobCompleted,
@@ -70,6 +71,20 @@ def request_job(received: RequestReceived, requested: JobRequested, words: Words
     return decide
 
 
+def import_generation(imported: HistoryImported, words: Words) -> Decision:
+    """Nothing if the board has it already."""
+
+    def decide(views: Views) -> Facts:
+        if views.log_full:
+            raise Refused(
+                "The disk that holds the event log is full, so nothing more is imported. Free some space and ask again.",
+                code="no_space",
+            )
+        return NOTHING if views.board.get(imported.job) else Facts((imported,), words)
+
+    return decide
+
+
 def plan(board: JobBoard, running_max: Callable[[Account], int]) -> tuple[JobId, ...]:
     """The pending jobs that may start now, oldest first. `running_max` is 0 for an account without a key."""
     running: dict[Account, int] = {}
@@ -117,8 +132,8 @@ def receive_reply(reply: ReplyReceived) -> Decision:
     return lambda views: Facts((reply,))
 
 
-def complete_job(completed: JobCompleted, paths: tuple[str, ...]) -> Decision:
-    return lambda views: Facts((completed,), Words(salt="", paths=paths))
+def complete_job(completed: JobCompleted, words: Words) -> Decision:
+    return lambda views: Facts((completed,), words)
 
 
 def fail_job(job_id: JobId, code: str, billed: Billed, message: str) -> Decision:
@@ -136,10 +151,15 @@ def cancel_job(job_id: JobId) -> Decision:
                 return Facts((JobCancelled(job=job_id),))
             case Job(state=JobState.RUNNING, cancel_requested=already):
                 return NOTHING if already else Facts((JobCancelRequested(job=job_id),))
-            case Job(state=state):
-                raise Refused(f"Job {job_id} has already {_ENDED[state]}.", code="already_over", argument="job_id")
+            case over:
+                raise Refused(already_over(over), code="already_over", argument="job_id")
 
     return decide
+
+
+def already_over(job: Job) -> str:
+    kept = " Its pictures are kept." if job.images else ""
+    return f"Job {job.id} has already {_ENDED[job.state]} and cannot be cancelled.{kept}"
 
 
 _ENDED = {

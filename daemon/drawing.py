@@ -5,14 +5,16 @@ tells of the job, whatever becomes of it. A caller who leaves, or waits no longe
 """
 
 import secrets
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import msgspec
 import trio
 
-from daemon import decisions, results
-from daemon.arguments import GenerateImage
-from daemon.config import HOW_TO_SET_A_KEY, Settings
+from daemon import decisions, references, results
+from daemon.arguments import Draw, EditImage, GenerateImage, JobOnly, Redraw, StartGenerationJob, TransformImage
+from daemon.config import HOW_TO_SET_A_KEY, Settings, Thumbnails
 from daemon.errors import Refused
 from daemon.house import House
 from daemon.results import Answer, Attachment
@@ -20,15 +22,20 @@ from daemon.session import Caller
 from eventlog.errors import IndexUnavailable
 from eventlog.events import JobRequested, RequestReceived
 from eventlog.jobs import Job, Stage
-from eventlog.values import ImageRequest, JobId, JobState, Sha256, Words, make_job_id
+from eventlog.values import ImageRequest, JobId, JobState, StoredImage, Tool, Words, digest, make_job_id
 from tools import models, pictures, pricing
 from tools.errors import FileFailed
 from tools.files import OutputRoot
 
 HEARTBEAT_SECONDS = 2.0  # clients that reset their patience on progress want one every 10 s at least
-BASE64_BYTES_MAX = 700_000  # a result above 1 MB is refused by Claude Desktop, with all that is beside the picture
-PREVIEW_EDGES_PX = (1568, 1024, 768, 512, 256)
+CANCEL_SECONDS_MAX = 10.0  # a connection is closed at once; a reply that is being saved needs a moment
+PREVIEW_EDGES_PX = (1568, 1024, 768, 512, 256, 128, 64)
 PREVIEW_QUALITY = 80
+DEFAULT_NAMES: Mapping[Tool, str] = {
+    "generate_image": GenerateImage(prompt="").output_path,
+    "edit_image": EditImage(prompt="").output_path,
+    "transform_image": TransformImage(prompt="").output_path,
+}
 
 
 async def generate_image(house: House, caller: Caller, received: RequestReceived, words: Words, asked: GenerateImage) -> Answer:
@@ -37,45 +44,138 @@ async def generate_image(house: House, caller: Caller, received: RequestReceived
     Raises:
         Refused: nothing was recorded and nothing will be drawn.
     """
-    settings = caller.session.settings
-    request = ImageRequest(
-        tool="generate_image",
-        model=asked.model or settings.model,
-        count=asked.sample_count,
-        size=asked.size,
-        quality=asked.quality,
-        output_format=asked.output_format,
-        background="transparent" if asked.transparent_background else "auto",
-        moderation=asked.moderation,
-    )
-    words = msgspec.structs.replace(words, prompt=asked.prompt, output_path=asked.output_path)
-    job_id, warnings = await _order(house, caller, received, words, request)
+    return await _draw(house, caller, received, words, _Order("generate_image", asked, asked.output_path))
+
+
+async def edit_image(house: House, caller: Caller, received: RequestReceived, words: Words, asked: EditImage) -> Answer:
+    return await _draw(house, caller, received, words, _Order("edit_image", asked, asked.output_path))
+
+
+async def transform_image(house: House, caller: Caller, received: RequestReceived, words: Words, asked: TransformImage) -> Answer:
+    return await _draw(house, caller, received, words, _Order("transform_image", asked, asked.output_path))
+
+
+async def start_generation_job(
+    house: House, caller: Caller, received: RequestReceived, words: Words, asked: StartGenerationJob
+) -> Answer:
+    """Orders the picture and answers at once. With a key that was used before, answers with the job it ordered then.
+
+    Raises:
+        Refused: nothing was recorded and nothing will be drawn.
+    """
+    order = _Order(asked.tool_name, asked, asked.output_path or DEFAULT_NAMES[asked.tool_name], asked.idempotency_key)
+    _refuse_foreign_arguments(asked)
+    if order.key is None:
+        job_id, warnings = await _order(house, caller, received, words, order)
+    else:
+        async with house.keyed_orders:  # two with the same key, one after the other
+            earlier = await _ordered_before(house, caller, received, words, order)
+            job_id, warnings = earlier or await _order(house, caller, received, words, order)
+    job = await house.find_job(job_id)
+    if job is None:
+        raise AssertionError(f"job {job_id} is neither on the board nor in the index")
+    await house.ledger.durable(job.position)
+    return await tell(house, job, settings=caller.session.settings, warnings=warnings)
+
+
+async def cancel_job(house: House, caller: Caller, asked: JobOnly) -> Answer:
+    """Asks the job to stop and says what became of it. A reply that is here already is kept: it is paid for.
+
+    Raises:
+        Refused: there is no such job, or it is over already.
+    """
+    job = await house.find_job(asked.job_id)
+    if job is None:
+        raise Refused(
+            f"There is no job {asked.job_id[:64]}; list_jobs shows those there are.", code="no_such_job", argument="job_id"
+        )
+    if job.state.is_over:
+        raise Refused(decisions.already_over(job), code="already_over", argument="job_id")
+    await house.ledger.record(decisions.cancel_job(job.id))
+    with trio.move_on_after(CANCEL_SECONDS_MAX):
+        while not job.state.is_over:
+            seen = house.ledger.position
+            job = await house.find_job(job.id) or job
+            if not job.state.is_over:
+                await house.ledger.wait_beyond(seen)
+    await house.ledger.durable(job.position)
+    answer = await tell(house, job, settings=caller.session.settings)
+    return msgspec.structs.replace(answer, failed=False)
+
+
+class _Order(NamedTuple):
+    tool: Tool
+    asked: Draw
+    output_path: str
+    key: str | None = None
+
+    @property
+    def request_key(self) -> str:
+        return "" if self.key is None else digest(self.key.encode("utf-8", "replace"))
+
+    def request(self, settings: Settings, snapshot: references.Snapshot) -> ImageRequest:
+        """
+        Raises:
+            Refused: two arguments contradict each other.
+        """
+        asked = self.asked
+        if asked.transparent_background and asked.background == "opaque":
+            raise Refused(
+                "transparent_background is true and background is opaque; leave one of them out.",
+                code="bad_arguments",
+                argument="background",
+            )
+        return ImageRequest(
+            tool=self.tool,
+            model=asked.model or settings.model,
+            count=asked.sample_count,
+            size=asked.size,
+            quality=asked.quality,
+            output_format=asked.output_format,
+            background="transparent" if asked.transparent_background else asked.background,
+            moderation=asked.moderation,
+            output_compression=asked.output_compression,
+            sources=tuple(references.picture(source) for source in snapshot.references),
+            mask=snapshot.mask and references.picture(snapshot.mask),
+            markup=snapshot.markup and references.picture(snapshot.markup),
+            input_fidelity=asked.input_fidelity if isinstance(asked, Redraw) else None,
+        )
+
+
+async def _draw(house: House, caller: Caller, received: RequestReceived, words: Words, order: _Order) -> Answer:
+    job_id, warnings = await _order(house, caller, received, words, order)
     try:
         job = await _wait(house, caller, job_id)
     except IndexUnavailable as exc:
         ordered = f"The picture was ordered as job {job_id} and is being drawn; do not ask for it again. {exc}"
         raise IndexUnavailable(ordered) from exc
+    settings = caller.session.settings
     return await tell(
         house,
         job,
         warnings=warnings,
-        picture_wanted=asked.return_base64,
-        thumbnail_wanted=wants_thumbnail(settings, asked.include_thumbnail),
+        picture_wanted=order.asked.return_base64,
+        thumbnail_wanted=wants_thumbnail(settings, order.asked.include_thumbnail),
         settings=settings,
     )
 
 
 async def _order(
-    house: House, caller: Caller, received: RequestReceived, words: Words, request: ImageRequest
+    house: House, caller: Caller, received: RequestReceived, words: Words, order: _Order
 ) -> tuple[JobId, tuple[str, ...]]:
     settings = caller.session.settings
     if not settings.can_draw:
         raise Refused(HOW_TO_SET_A_KEY, code="no_key")
-    prompt, output_path = words.prompt or "", words.output_path or ""
+    prompt = order.asked.prompt
+    snapshot = references.Snapshot()
+    if isinstance(order.asked, Redraw) and order.tool != "generate_image":
+        snapshot = await references.gather(house, caller, order.asked)
+    request = order.request(settings, snapshot)
     warnings = models.check(request, prompt, house.now().date())
     try:
-        await trio.to_thread.run_sync(partial(_check_output, settings, output_path, request))
+        await trio.to_thread.run_sync(partial(_check_output, settings, order.output_path, request))
         await trio.to_thread.run_sync(partial(house.store.check_room, request.count))
+        await trio.to_thread.run_sync(partial(snapshot.put, house.store))
     except FileFailed as exc:
         raise Refused(str(exc), code=exc.code, argument="output_path") from exc
     requested = JobRequested(
@@ -86,10 +186,50 @@ async def _order(
         estimate=pricing.estimate(request, prompt),
         embedding=settings.embedding,
         any_path=settings.any_path,
+        sidecar=settings.sidecar,
+        request_key=order.request_key,
     )
-    words = msgspec.structs.replace(words, output_dir=str(settings.output_dir))
+    words = msgspec.structs.replace(
+        words,
+        prompt=prompt,
+        output_path=order.output_path,
+        output_dir=str(settings.output_dir),
+        sources=snapshot.names,
+    )
     await house.ledger.record(decisions.request_job(received, requested, words))
-    return requested.job, warnings
+    return requested.job, (*snapshot.warnings, *warnings)
+
+
+async def _ordered_before(
+    house: House, caller: Caller, received: RequestReceived, words: Words, order: _Order
+) -> tuple[JobId, tuple[str, ...]] | None:
+    """The job that was ordered under this key, None if there is none.
+
+    Raises:
+        Refused: the key was used for something else.
+    """
+    job = await house.find_job_of_key(order.request_key)
+    if job is None:
+        return None
+    wanted = order.request(caller.session.settings, references.Snapshot())
+    same = msgspec.structs.replace(job.request, sources=(), mask=None, markup=None) == wanted
+    if not same or job.prompt not in (None, order.asked.prompt):
+        raise Refused(
+            f"idempotency_key {order.key!r} was used for another picture, job {job.id}; choose a new key.",
+            code="key_reused",
+            argument="idempotency_key",
+        )
+    await house.ledger.post(decisions.receive_request(received, words))
+    return job.id, ("The job had been ordered before with this idempotency_key; nothing new is drawn.",)
+
+
+def _refuse_foreign_arguments(asked: StartGenerationJob) -> None:
+    """What the chosen tool does not take is refused: a picture that is quietly left out is paid for in vain."""
+    takes = {"generate_image": GenerateImage, "transform_image": TransformImage, "edit_image": EditImage}[asked.tool_name]
+    known = set(takes.__struct_fields__) | {"tool_name", "idempotency_key"}
+    for name in asked.__struct_fields__:
+        if name not in known and getattr(asked, name) is not None:
+            raise Refused(f"{asked.tool_name} takes no {name}; leave it out.", code="bad_arguments", argument=name)
 
 
 def _check_output(settings: Settings, output_path: str, request: ImageRequest) -> None:
@@ -130,8 +270,8 @@ def _progress(job: Job, seconds: float) -> str:
     match job.stage:
         case Stage.REQUESTED:
             return "waiting for a free place"
-        case Stage.STARTED if job.attempts:
-            return f"{job.error_code or 'not answered'}; trying again"
+        case Stage.STARTED if job.retry_at is not None:
+            return f"{job.error_code}; trying again at {results.time(job.retry_at)}"
         case Stage.STARTED:
             return "starting"
         case Stage.REPLIED:
@@ -153,43 +293,59 @@ async def tell(
     attachments: list[Attachment] = []
     notes = list(warnings)
     if job.state is JobState.COMPLETED and (picture_wanted or thumbnail_wanted):
+        room = settings.inline_bytes_max * 3 // 4 // max(1, len(job.images))  # base64 makes four bytes of three
         for image in job.images:
             try:
                 attachments += await trio.to_thread.run_sync(
-                    partial(_attach, house, image.original, settings, picture_wanted, thumbnail_wanted)
+                    partial(_attach, house, job, image, settings.thumbnails if thumbnail_wanted else None, picture_wanted, room)
                 )
             except (pictures.BadPicture, FileFailed) as exc:
                 notes.append(f"No preview of {image.path}: {exc}")
     notes += [a.note for a in attachments if a.note]
+    notes += [_credentials(house, image) for image in job.images if image.derived]
     failed = job.state in (JobState.FAILED, JobState.CANCELLED, JobState.INTERRUPTED)
     return Answer(results.report(job, warnings=tuple(notes)), tuple(attachments), failed=failed)
 
 
-def _attach(house: House, sha256: Sha256, settings: Settings, picture: bool, thumbnail: bool) -> list[Attachment]:
-    """Blocking. The picture as received if it fits what clients take, otherwise the largest preview that does."""
-    data = house.store.get(sha256)
+def _credentials(house: House, image: StoredImage) -> str:
+    return (
+        f"{image.path or 'The picture'} came with content credentials (C2PA), which vouch for its bytes as OpenAI sent them. The "
+        f"file is a copy with added metadata and marked as derived; the original is {house.store.path(image.original)}. With "
+        "OPENAI_IMAGE_EMBED_METADATA=sidecar files stay as they come."
+    )
+
+
+def _attach(
+    house: House, job: Job, image: StoredImage, thumbnail: Thumbnails | None, picture_wanted: bool, room: int
+) -> list[Attachment]:
+    """Blocking. The picture as received if it fits into `room` bytes, otherwise the largest preview that does."""
+    data = house.original(job, image)
     out = []
-    if thumbnail:
-        look = settings.thumbnails
-        out.append(Attachment("image/jpeg", pictures.thumbnail(data, look.size_px, look.quality)))
-    if picture:
-        out.append(_whole_or_preview(data))
+    if thumbnail is not None:
+        smaller = (thumbnail.size_px, *(edge for edge in PREVIEW_EDGES_PX if edge < thumbnail.size_px))
+        out.append(Attachment("image/jpeg", _largest(data, smaller, thumbnail.quality, room // 4)[0]))
+        room -= room // 4
+    if picture_wanted and image.format == "svg":
+        raise pictures.BadPicture("clients show no svg that is sent to them; open the file")
+    if picture_wanted and len(data) <= room:
+        out.append(Attachment(f"image/{image.format}", data))
+    elif picture_wanted:
+        preview, edge = _largest(data, PREVIEW_EDGES_PX, PREVIEW_QUALITY, room)
+        note = (
+            f"The picture is {len(data):,} bytes, too large to return; attached is a reduced preview of at most {edge} px. "
+            f"The whole picture is the file {image.path} and the resource imaged://image/{job.id}/{job.images.index(image) + 1}."
+        )
+        out.append(Attachment("image/jpeg", preview, note))
     return out
 
 
-def _whole_or_preview(data: bytes) -> Attachment:
-    fits = BASE64_BYTES_MAX * 3 // 4
-    if len(data) <= fits:
-        return Attachment(f"image/{pictures.sniff(data)}", data)
-    for edge in PREVIEW_EDGES_PX:
-        preview = pictures.thumbnail(data, edge, PREVIEW_QUALITY)
-        if len(preview) <= fits:
+def _largest(data: bytes, edges: Sequence[int], quality: int, room: int) -> tuple[bytes, int]:
+    """The first of these previews that fits, or the smallest."""
+    for edge in edges:
+        preview = pictures.thumbnail(data, edge, quality)
+        if len(preview) <= room:
             break
-    note = (
-        f"The picture is {len(data):,} bytes, too large to return; attached is a reduced preview of at most {edge} px. "
-        "The file at the path is the whole picture."
-    )
-    return Attachment("image/jpeg", preview, note)
+    return preview, edge
 
 
 def wants_thumbnail(settings: Settings, asked: bool | None) -> bool:

@@ -13,7 +13,8 @@ from eventlog.history import History
 from eventlog.index import Index
 from eventlog.jobs import Job
 from eventlog.log import EventLog
-from eventlog.values import JobId
+from eventlog.values import JobId, StoredImage
+from tools import old_history
 from tools.files import Store
 
 
@@ -32,9 +33,22 @@ class Ending:
         await self._wanted.wait()
 
 
+class ImportDesk:
+    """One import of an old history at a time, and what the last looks for something to import have found."""
+
+    def __init__(self) -> None:
+        self.importing = trio.Lock()
+        self.imports = 0
+        self.offering = trio.CapacityLimiter(1)
+        self.offers: dict[object, int] = {}
+
+
 @dataclass
 class House:
-    """`sessions` counts the connected clients; `idle_exit_seconds` is what the latest of them asked for."""
+    """`sessions` counts the connected clients; `idle_exit_seconds` is what the latest of them asked for.
+
+    `keyed_orders` is held from looking for a job of some key to ordering it.
+    """
 
     places: Places
     log: EventLog
@@ -48,6 +62,18 @@ class House:
     idle_exit_seconds: float
     ending: Ending = field(default_factory=Ending)
     sessions: int = 0
+    keyed_orders: trio.Lock = field(default_factory=trio.Lock)
+    desk: ImportDesk = field(default_factory=ImportDesk)
+
+    def original(self, job: Job, image: StoredImage) -> bytes:
+        """A picture as it was received; of what was imported the file itself, as long as it is what it was. Blocking.
+
+        Raises:
+            FileFailed: the bytes are gone.
+        """
+        if job.imported and image.path is not None:
+            return old_history.unchanged(image.path, image.sha256)
+        return self.store.get(image.original)
 
     async def find_job(self, job_id: str) -> Job | None:
         """As the views show it now, live or over; what is on disk may be a moment behind."""
@@ -56,3 +82,11 @@ class House:
             return live
         await self.ledger.settled()
         return await trio.to_thread.run_sync(self.history.job, JobId(job_id))
+
+    async def find_job_of_key(self, request_key: str) -> Job | None:
+        """The job that was ordered under this digest of its asker's key. What leaves the board is in the index by then."""
+        for job in self.ledger.board:
+            if job.request_key == request_key:
+                return job
+        await self.ledger.settled()
+        return await trio.to_thread.run_sync(self.history.job_of_key, request_key)

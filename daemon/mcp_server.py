@@ -1,12 +1,14 @@
 """The MCP skin over the operations: one session per socket connection, both protocol eras. The only file that knows mcp.
 
-Rule: this file translates. What a tool does stands in `operations`; which era a client speaks is decided by
-its first request that is not a `server/discover` probe, because real clients probe and then fall back.
+Rule: this file translates. What a tool does stands in `operations`, what can be read in `resources`, what can be
+said in `prompts`; which era a client speaks is decided by its first request that is not a `server/discover` probe,
+because real clients probe and then fall back.
 """
 
 import base64
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -29,32 +31,55 @@ from mcp_types import (
     INVALID_PARAMS,
     INVALID_REQUEST,
     Annotations,
+    BlobResourceContents,
     CallToolRequestParams,
     CallToolResult,
+    CompleteRequestParams,
+    CompleteResult,
+    Completion,
     ContentBlock,
+    GetPromptRequestParams,
+    GetPromptResult,
     ImageContent,
     JSONRPCError,
     JSONRPCRequest,
     JSONRPCResponse,
+    ListPromptsResult,
+    ListResourcesResult,
+    ListResourceTemplatesResult,
     ListToolsResult,
     PaginatedRequestParams,
+    Prompt,
+    PromptArgument,
+    PromptMessage,
+    ReadResourceRequestParams,
+    ReadResourceResult,
     RequestId,
+    Resource,
+    ResourceLink,
+    ResourceTemplate,
+    ResourceTemplateReference,
     TextContent,
+    TextResourceContents,
     Tool,
     ToolAnnotations,
     jsonrpc_message_adapter,
 )
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 
-from daemon import operations, texts
+from daemon import decisions, operations, prompts, resources, texts
 from daemon.arguments import schema
+from daemon.errors import Refused
 from daemon.house import House
 from daemon.lines import LineReader, Reject
 from daemon.operations import OPERATIONS, Operation, Refusal
-from daemon.results import Answer
+from daemon.results import Answer, JobReport
 from daemon.session import Caller, Session, client_named
 from daemon.version import VERSION
-from eventlog.errors import EventLogError
+from eventlog.errors import EventLogError, IndexUnavailable
+from eventlog.events import RequestReceived
+from tools.errors import FileFailed
 
 LINE_BYTES_MAX = 64 * 1024 * 1024  # one inline source image of 48 MB in base64
 REQUESTS_OPEN_MAX = 64  # per connection; a client that never reads its answers stops here
@@ -62,7 +87,9 @@ READ_BYTES = 64 * 1024
 WRITE_SECONDS_MAX = 300.0  # a client that takes nothing for this long is gone
 LAST_ANSWERS_SECONDS_MAX = 1.5  # after the client closed its side; clients wait 2 s before they kill
 TOO_MANY_REQUESTS = 1429  # outside the range that JSON-RPC and MCP keep for themselves
-TOOLS_FRESH_MS = 3_600_000
+RESOURCE_NOT_FOUND = -32002  # until 2025-11-25; later versions say INVALID_PARAMS
+RESOURCE_LINKS_FROM = "2025-06-18"  # older clients do not know this kind of content and may refuse the whole answer
+UNCHANGING_MS = 3_600_000  # for what is the same until another version is installed
 
 INSTRUCTIONS = (
     "Draws pictures with OpenAI's image API and keeps an exact record of each. Drawing costs the user money; history and "
@@ -240,9 +267,20 @@ def _server() -> "Server[House]":
         version=VERSION,
         title="imaged",
         instructions=INSTRUCTIONS,
-        cache_hints={"tools/list": CacheHint(ttl_ms=TOOLS_FRESH_MS, scope="public")},
+        # Not for resources/list and resources/read: new pictures come, and old ones may be forgotten.
+        cache_hints={
+            "tools/list": CacheHint(ttl_ms=UNCHANGING_MS, scope="public"),
+            "prompts/list": CacheHint(ttl_ms=UNCHANGING_MS, scope="public"),
+            "resources/templates/list": CacheHint(ttl_ms=UNCHANGING_MS, scope="public"),
+        },
         on_list_tools=_list_tools,
         on_call_tool=_call_tool,
+        on_list_resources=_list_resources,
+        on_list_resource_templates=_list_resource_templates,
+        on_read_resource=_read_resource,
+        on_list_prompts=_list_prompts,
+        on_get_prompt=_get_prompt,
+        on_completion=_complete,
     )
     server.middleware.clear()  # OpenTelemetry spans that nobody collects
     return server
@@ -276,12 +314,23 @@ async def _list_tools(ctx: "ServerRequestContext[House]", params: PaginatedReque
 
 
 async def _call_tool(ctx: "ServerRequestContext[House]", params: CallToolRequestParams) -> CallToolResult:
-    session = ctx.request
-    assert isinstance(session, Session)
     operation = OPERATIONS.get(params.name)
     if operation is None or operation.for_people:
         known = ", ".join(tool.name for tool in tools())
         raise MCPError(code=INVALID_PARAMS, message=f"There is no tool {params.name[:64]!r}; there are {known}.")
+    with _refusals_as_errors(ctx):
+        answer = await operations.answer(ctx.lifespan_context, _caller(ctx), params.name, params.arguments or {})
+        if isinstance(answer, Refusal):
+            return _refused(answer)
+        links: tuple[resources.Listed, ...] = ()
+        if isinstance(answer.result, JobReport) and ctx.protocol_version >= RESOURCE_LINKS_FROM:
+            links = await resources.links(ctx.lifespan_context, answer.result)
+        return _answered(answer, links)
+
+
+def _caller(ctx: "ServerRequestContext[House]") -> Caller:
+    session = ctx.request
+    assert isinstance(session, Session)
     introduced = ctx.session.client_params
     client = client_named("unknown", "")
     if introduced is not None:
@@ -290,13 +339,30 @@ async def _call_tool(ctx: "ServerRequestContext[House]", params: CallToolRequest
     async def progress(seconds: float, message: str) -> None:
         await ctx.session.report_progress(seconds, None, message)
 
+    return Caller(session, client, progress)
+
+
+@contextmanager
+def _refusals_as_errors(ctx: "ServerRequestContext[House]", uri: str = "") -> Iterator[None]:
+    """What is said no with, as the client's era says it."""
     try:
-        answer = await operations.answer(
-            ctx.lifespan_context, Caller(session, client, progress), params.name, params.arguments or {}
-        )
+        yield
     except EventLogError as exc:
         raise MCPError(code=INTERNAL_ERROR, message="imaged is stopping: its event log cannot be written.") from exc
-    return _refused(answer) if isinstance(answer, Refusal) else _answered(answer)
+    except Refused as exc:
+        if exc.code != resources.NO_SUCH_RESOURCE:
+            raise MCPError(code=INVALID_PARAMS, message=str(exc)) from exc
+        code = INVALID_PARAMS if ctx.protocol_version in MODERN_PROTOCOL_VERSIONS else RESOURCE_NOT_FOUND
+        raise MCPError(code=code, message=str(exc), data={"uri": uri}) from exc
+    except (IndexUnavailable, FileFailed) as exc:
+        raise MCPError(code=INTERNAL_ERROR, message=str(exc)) from exc
+
+
+async def _receive(ctx: "ServerRequestContext[House]", given: Mapping[str, Any]) -> None:
+    """The fact that this was asked. It rides along with the next sync."""
+    caller = _caller(ctx)
+    received = RequestReceived(operation=ctx.method, door=caller.session.door, client=caller.client)
+    await ctx.lifespan_context.ledger.post(decisions.receive_request(received, operations.words_of(given)))
 
 
 def _refused(refusal: Refusal) -> CallToolResult:
@@ -307,7 +373,7 @@ def _refused(refusal: Refusal) -> CallToolResult:
     )
 
 
-def _answered(answer: Answer) -> CallToolResult:
+def _answered(answer: Answer, links: tuple[resources.Listed, ...]) -> CallToolResult:
     content: list[ContentBlock] = [TextContent(text=texts.text(answer.result))]
     content += [
         ImageContent(
@@ -317,4 +383,95 @@ def _answered(answer: Answer) -> CallToolResult:
         )
         for attachment in answer.attachments
     ]
+    content += [ResourceLink(**_resource(link)) for link in links]
     return CallToolResult(content=content, structured_content=msgspec.to_builtins(answer.result), is_error=answer.failed)
+
+
+def _resource(listed: resources.Listed) -> dict[str, Any]:
+    """The fields of a resource, and of a link to one."""
+    return {
+        "uri": listed.uri,
+        "name": listed.name,
+        "title": listed.title,
+        "description": listed.description,
+        "mime_type": listed.mime_type,
+        "size": listed.size_bytes,
+        "annotations": Annotations(audience=["user", "assistant"], priority=listed.priority, last_modified=listed.last_modified),
+    }
+
+
+async def _list_resources(ctx: "ServerRequestContext[House]", params: PaginatedRequestParams | None) -> ListResourcesResult:
+    with _refusals_as_errors(ctx):
+        listing = await resources.page(ctx.lifespan_context, params.cursor if params else None)
+    return ListResourcesResult(
+        resources=[Resource(**_resource(listed)) for listed in listing.resources], next_cursor=listing.next_cursor
+    )
+
+
+async def _list_resource_templates(
+    ctx: "ServerRequestContext[House]", params: PaginatedRequestParams | None
+) -> ListResourceTemplatesResult:
+    return ListResourceTemplatesResult(
+        resource_templates=[
+            ResourceTemplate(
+                uri_template=template.uri,
+                name=template.name,
+                title=template.title,
+                description=template.description,
+                mime_type=template.mime_type,
+            )
+            for template in resources.TEMPLATES
+        ]
+    )
+
+
+async def _read_resource(ctx: "ServerRequestContext[House]", params: ReadResourceRequestParams) -> ReadResourceResult:
+    with _refusals_as_errors(ctx, params.uri):
+        await _receive(ctx, {"uri": params.uri})
+        contents = await resources.read(ctx.lifespan_context, params.uri)
+    if contents.text is not None:
+        text = TextResourceContents(uri=params.uri, mime_type=contents.mime_type, text=contents.text)
+        return ReadResourceResult(contents=[text])
+    blob = BlobResourceContents(uri=params.uri, mime_type=contents.mime_type, blob=contents.blob or "")
+    return ReadResourceResult(contents=[blob])
+
+
+async def _list_prompts(ctx: "ServerRequestContext[House]", params: PaginatedRequestParams | None) -> ListPromptsResult:
+    return ListPromptsResult(
+        prompts=[
+            Prompt(
+                name=prompt.name,
+                title=prompt.title,
+                description=prompt.description,
+                arguments=[PromptArgument(**msgspec.structs.asdict(argument)) for argument in prompt.arguments],
+            )
+            for prompt in prompts.PROMPTS.values()
+        ]
+    )
+
+
+async def _get_prompt(ctx: "ServerRequestContext[House]", params: GetPromptRequestParams) -> GetPromptResult:
+    given = params.arguments or {}
+    with _refusals_as_errors(ctx):
+        await _receive(ctx, {"name": params.name, "arguments": given})
+        settings = _caller(ctx).session.settings
+        situation = prompts.Situation(
+            model=settings.model,
+            offline=settings.account.backend == "offline",
+            today=ctx.lifespan_context.now().date(),
+        )
+        text = prompts.message(params.name, given, situation)
+        title = prompts.find(params.name).title
+    return GetPromptResult(description=title, messages=[PromptMessage(role="user", content=TextContent(text=text))])
+
+
+async def _complete(ctx: "ServerRequestContext[House]", params: CompleteRequestParams) -> CompleteResult:
+    house, asked = ctx.lifespan_context, params.argument
+    with _refusals_as_errors(ctx):
+        if isinstance(params.ref, ResourceTemplateReference):
+            chosen = (params.context.arguments if params.context else None) or {}
+            found = await resources.complete(house, params.ref.uri, asked.name, asked.value, chosen)
+        else:
+            found = await prompts.complete(house, params.ref.name, asked.name, asked.value)
+    more = found.total > len(found.values)
+    return CompleteResult(completion=Completion(values=list(found.values), total=found.total, has_more=more))

@@ -5,32 +5,26 @@ Rule: `answer` is the only way in. Every operation asked is a fact; what comes o
 """
 
 import logging
-import os
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import msgspec
-import trio
 
-from daemon import arguments, decisions, drawing, results
+from daemon import arguments, decisions, drawing, importing, questions, results
 from daemon.arguments import Arguments
 from daemon.errors import Refused
 from daemon.house import House
 from daemon.results import Answer, Result
 from daemon.session import Caller
-from daemon.version import VERSION
 from eventlog.errors import EventLogError, IndexUnavailable
 from eventlog.events import RequestReceived
-from eventlog.history import GenerationQuery, JobQuery
-from eventlog.jobs import Job
 from eventlog.values import JobState, Words, digest
 from tools import pricing
 
 ARGUMENT_BYTES_MAX = 16 * 1024  # a longer argument is kept in the log as its digest
+ITEM_CHARACTERS_MAX = 1000  # of a text in a list; no path is longer
 ARGUMENTS_MAX = 64  # more than any operation has; the rest of a senseless request is not kept
 HAS_ITS_OWN_WORD = frozenset({"prompt", "output_path"})
 
@@ -86,11 +80,11 @@ async def answer(house: House, caller: Caller, name: str, given: Mapping[str, An
         try:
             parsed = arguments.parse(name, given, operation.arguments)
             if operation.draw is not None:
-                return await operation.draw(house, caller, received, _words(given, HAS_ITS_OWN_WORD), parsed)
+                return await operation.draw(house, caller, received, words_of(given, HAS_ITS_OWN_WORD), parsed)
         except Refused:
-            await house.ledger.post(decisions.receive_request(received, _words(given)))
+            await house.ledger.post(decisions.receive_request(received, words_of(given)))
             raise
-        await house.ledger.post(decisions.receive_request(received, _words(given)))
+        await house.ledger.post(decisions.receive_request(received, words_of(given)))
         assert operation.ask is not None
         return await operation.ask(house, caller, parsed)
     except EventLogError:
@@ -108,93 +102,32 @@ async def answer(house: House, caller: Caller, name: str, given: Mapping[str, An
         )
 
 
-def _words(given: Mapping[str, Any], apart: frozenset[str] = frozenset()) -> Words:
+def words_of(given: Mapping[str, Any], apart: frozenset[str] = frozenset()) -> Words:
+    """What was asked, for the log. Pictures that came inline are their digests."""
     kept: dict[str, msgspec.Raw] = {}
     for name, value in list(given.items())[:ARGUMENTS_MAX]:
         if name in apart:
             continue
+        if isinstance(value, list):
+            value = [_shortened(item) for item in value]
+        elif isinstance(value, dict):
+            value = {key: _shortened(item) for key, item in value.items()}
+        elif name.endswith("_base64") and isinstance(value, str):
+            value = _shortened(value, 0)
         text = msgspec.json.encode(value)
-        if len(text) > ARGUMENT_BYTES_MAX:
-            text = msgspec.json.encode({"sha256": digest(text), "size_bytes": len(text)})
-        kept[name[:100]] = msgspec.Raw(text)
+        kept[name[:100]] = msgspec.Raw(text if len(text) <= ARGUMENT_BYTES_MAX else msgspec.json.encode(_digest(text)))
     return Words(salt="", arguments=kept)
 
 
-async def list_history(house: House, caller: Caller, asked: arguments.ListHistory) -> Answer:
-    query = GenerationQuery(
-        limit=asked.limit,
-        offset=asked.offset,
-        tool=asked.tool_name,
-        text=asked.query,
-        since=_moment("since", asked.since),
-        until=_moment("until", asked.until),
-    )
-    await house.ledger.settled()
-    page = await trio.to_thread.run_sync(partial(house.history.generations, query))
-    return Answer(
-        results.HistoryPage(
-            generations=tuple(results.summary(job) for job in page.jobs),
-            total=page.total,
-            limit=asked.limit,
-            offset=asked.offset,
-        )
-    )
+def _shortened(value: Any, characters_max: int = ITEM_CHARACTERS_MAX) -> Any:
+    """Inline pictures do not belong into the log: what is longer than a path can be is kept as its digest."""
+    if isinstance(value, str) and (len(value) > characters_max or value.startswith("data:")):
+        return _digest(value.encode("utf-8", "surrogatepass"))
+    return value
 
 
-async def get_history_by_uuid(house: House, caller: Caller, asked: arguments.GetHistoryByUuid) -> Answer:
-    job = await _find(house, asked.uuid, "uuid")
-    return Answer(results.report(job))
-
-
-async def list_jobs(house: House, caller: Caller, asked: arguments.ListJobs) -> Answer:
-    state = None if asked.status is None else JobState(asked.status)
-    query = JobQuery(limit=asked.limit, offset=asked.offset, tool=asked.tool_name, state=state)
-    await house.ledger.settled()
-    page = await trio.to_thread.run_sync(partial(house.history.jobs, query))
-    return Answer(
-        results.JobPage(
-            jobs=tuple(results.summary(job) for job in page.jobs),
-            total=page.total,
-            limit=asked.limit,
-            offset=asked.offset,
-        )
-    )
-
-
-async def check_job_status(house: House, caller: Caller, asked: arguments.JobOnly) -> Answer:
-    return Answer(results.report(await _find(house, asked.job_id, "job_id")))
-
-
-async def get_job_result(house: House, caller: Caller, asked: arguments.GetJobResult) -> Answer:
-    job = await _find(house, asked.job_id, "job_id")
-    settings = caller.session.settings
-    return await drawing.tell(
-        house,
-        job,
-        settings=settings,
-        picture_wanted=asked.return_base64,
-        thumbnail_wanted=drawing.wants_thumbnail(settings, asked.include_thumbnail),
-    )
-
-
-async def get_status(house: House, caller: Caller, asked: arguments.NoArguments) -> Answer:
-    await house.ledger.settled()
-    states = [job.state for job in house.ledger.board]
-    return Answer(
-        results.Status(
-            software=VERSION,
-            pid=os.getpid(),
-            home=str(house.places.home),
-            started_at=house.started_at.isoformat(timespec="seconds").replace("+00:00", "Z"),
-            log_position=house.log.head.position,
-            head_hash=house.log.head.hash,
-            jobs_pending=states.count(JobState.PENDING),
-            jobs_running=states.count(JobState.RUNNING),
-            sessions=house.sessions,
-            log_full=house.log.full,
-            index_stale=house.index.stale,
-        )
-    )
+def _digest(data: bytes) -> dict[str, str | int]:
+    return {"sha256": digest(data), "size_bytes": len(data)}
 
 
 async def stop_daemon(house: House, caller: Caller, asked: arguments.Stop) -> Answer:
@@ -203,31 +136,14 @@ async def stop_daemon(house: House, caller: Caller, asked: arguments.Stop) -> An
     return Answer(results.Stopping(message=f"imaged is stopping; {running} running jobs get a moment to end."))
 
 
-async def _find(house: House, job_id: str, argument: str) -> Job:
-    job = await house.find_job(job_id)
-    if job is None:
-        raise Refused(
-            f"There is no job or generation {job_id[:64]}; list_jobs and list_history show the ids there are.",
-            code="no_such_job",
-            argument=argument,
-        )
-    await house.ledger.durable(job.position)
-    return job
-
-
-def _moment(argument: str, text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise Refused(
-            f"{argument} is {text[:40]!r}; give a date or time such as 2026-11-22 or 2026-11-22T09:30.",
-            code="bad_arguments",
-            argument=argument,
-        ) from None
-
+_COSTS = (
+    f"COSTS MONEY on the user's OpenAI account: {pricing.show_range(pricing.span())} a picture by model, size and quality; the "
+    "answer says how much."
+)
+_WAITING = (
+    "Takes 5 seconds to 5 minutes: if it is not done after the server's waiting time, the answer is the job's id and the "
+    "picture goes on being drawn; ask get_job_result then, and do not ask for the same picture again, that would be paid twice."
+)
 
 OPERATIONS: Mapping[str, Operation] = {
     operation.name: operation
@@ -236,15 +152,52 @@ OPERATIONS: Mapping[str, Operation] = {
             name="generate_image",
             title="Generate image",
             description=(
-                "Draws one or more pictures from a text prompt with OpenAI's image API and saves them as files. COSTS MONEY "
-                f"on the user's OpenAI account: {pricing.show_range(pricing.span())} a picture by model, size and quality; the "
-                "answer says how much. Never overwrites a file. Takes 5 seconds to 5 minutes: if it is not done after the "
-                "server's waiting time, the answer is the job's id and the picture goes on being drawn; ask get_job_result then, "
-                "and do not ask for the same picture again, that would be paid twice."
+                "Draws one or more pictures from a text prompt with OpenAI's image API and saves them as files. "
+                f"{_COSTS} Never overwrites a file. {_WAITING}"
             ),
             arguments=arguments.GenerateImage,
             result=results.JobReport,
             draw=drawing.generate_image,
+            read_only=False,
+            idempotent=False,
+        ),
+        Operation(
+            name="edit_image",
+            title="Edit image",
+            description=(
+                "Edits pictures: give 1-16 of them as files, UUIDs of earlier generations or base64, and a prompt that says what "
+                f"to change; a mask limits where. {_COSTS} The sources are never changed. {_WAITING}"
+            ),
+            arguments=arguments.EditImage,
+            result=results.JobReport,
+            draw=drawing.edit_image,
+            read_only=False,
+            idempotent=False,
+        ),
+        Operation(
+            name="transform_image",
+            title="Transform image",
+            description=(
+                "Draws a given picture anew in another style or form, as the prompt says. "
+                f"{_COSTS} The sources are never changed. {_WAITING}"
+            ),
+            arguments=arguments.TransformImage,
+            result=results.JobReport,
+            draw=drawing.transform_image,
+            read_only=False,
+            idempotent=False,
+        ),
+        Operation(
+            name="start_generation_job",
+            title="Start a drawing job",
+            description=(
+                "Orders a picture as generate_image, edit_image or transform_image would, with all their arguments, and answers "
+                f"at once with the job's id. {_COSTS} Ask check_job_status or get_job_result for it later. With an "
+                "idempotency_key the same order is never drawn twice."
+            ),
+            arguments=arguments.StartGenerationJob,
+            result=results.JobReport,
+            draw=drawing.start_generation_job,
             read_only=False,
             idempotent=False,
         ),
@@ -257,7 +210,7 @@ OPERATIONS: Mapping[str, Operation] = {
             ),
             arguments=arguments.ListHistory,
             result=results.HistoryPage,
-            ask=list_history,
+            ask=questions.list_history,
         ),
         Operation(
             name="get_history_by_uuid",
@@ -268,7 +221,7 @@ OPERATIONS: Mapping[str, Operation] = {
             ),
             arguments=arguments.GetHistoryByUuid,
             result=results.JobReport,
-            ask=get_history_by_uuid,
+            ask=questions.get_history_by_uuid,
         ),
         Operation(
             name="list_jobs",
@@ -279,7 +232,7 @@ OPERATIONS: Mapping[str, Operation] = {
             ),
             arguments=arguments.ListJobs,
             result=results.JobPage,
-            ask=list_jobs,
+            ask=questions.list_jobs,
         ),
         Operation(
             name="check_job_status",
@@ -287,7 +240,7 @@ OPERATIONS: Mapping[str, Operation] = {
             description="Tells where one drawing job stands and what to do next. Free, changes nothing, answers at once.",
             arguments=arguments.JobOnly,
             result=results.JobReport,
-            ask=check_job_status,
+            ask=questions.check_job_status,
         ),
         Operation(
             name="get_job_result",
@@ -298,7 +251,64 @@ OPERATIONS: Mapping[str, Operation] = {
             ),
             arguments=arguments.GetJobResult,
             result=results.JobReport,
-            ask=get_job_result,
+            ask=questions.get_job_result,
+        ),
+        Operation(
+            name="cancel_job",
+            title="Cancel a job",
+            description=(
+                "Cancels a drawing job. One that waits costs nothing; of one that is being drawn the connection is closed, but "
+                "OpenAI may still bill it, and a picture that has already arrived is kept. Free itself."
+            ),
+            arguments=arguments.JobOnly,
+            result=results.JobReport,
+            ask=drawing.cancel_job,
+            read_only=False,
+            destructive=True,
+        ),
+        Operation(
+            name="list_generated_images",
+            title="List picture files",
+            description=(
+                "Lists the picture files in the output directory, or in a folder below it or below an input directory, newest "
+                "first. Free, changes nothing."
+            ),
+            arguments=arguments.ListGeneratedImages,
+            result=results.ImagesPage,
+            ask=questions.list_generated_images,
+        ),
+        Operation(
+            name="get_metadata_from_image",
+            title="Read a picture's metadata",
+            description=(
+                "What a picture file says of its making - tool, prompt, model, UUID - and whether it is exactly the file that "
+                "this history saved. Free, changes nothing."
+            ),
+            arguments=arguments.GetMetadataFromImage,
+            result=results.ImageMetadata,
+            ask=questions.get_metadata_from_image,
+        ),
+        Operation(
+            name="import_history",
+            title="Import the old history",
+            description=(
+                "Takes over the history of openai-gpt-image-mcp-server, marked as imported; what is here already stays as it is. "
+                "Free."
+            ),
+            arguments=arguments.ImportHistory,
+            result=results.HistoryImport,
+            ask=importing.import_history,
+            read_only=False,
+            for_people=True,
+        ),
+        Operation(
+            name="wait_for_jobs",
+            title="Wait for jobs",
+            description="Answers when one of these jobs has changed, all are over, or the time is up. Free, changes nothing.",
+            arguments=arguments.WaitForJobs,
+            result=results.JobsNow,
+            ask=questions.wait_for_jobs,
+            for_people=True,
         ),
         Operation(
             name="get_status",
@@ -306,7 +316,7 @@ OPERATIONS: Mapping[str, Operation] = {
             description="Version, process, jobs, sessions and the log's head. Free, changes nothing.",
             arguments=arguments.NoArguments,
             result=results.Status,
-            ask=get_status,
+            ask=questions.get_status,
             for_people=True,
         ),
         Operation(

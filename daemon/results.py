@@ -9,7 +9,7 @@ import msgspec
 
 from daemon.arguments import State
 from eventlog.jobs import Job
-from eventlog.values import Cost, JobState, StoredImage, Usage
+from eventlog.values import Cost, ImageRequest, JobState, StoredImage, Usage
 from tools import openai_api, pricing
 
 PROMPT_SHOWN_MAX = 80  # characters of a prompt in a list
@@ -36,8 +36,11 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class ImageResult(Result, frozen=True, kw_only=True):
-    """`path` is null once the file name has been forgotten. `original_sha256` is the picture exactly as the API sent it."""
+    """`path` is null once the file name has been forgotten. `original_sha256` is the picture exactly as the API sent it,
+    which `resource` gives. `derived`: the original carries content credentials, the file is a copy with our metadata.
+    """
 
+    uuid: str
     path: str | None
     sha256: str
     size_bytes: int
@@ -45,10 +48,32 @@ class ImageResult(Result, frozen=True, kw_only=True):
     height: int
     format: str
     original_sha256: str
+    resource: str
+    derived: bool = False
+    sidecar: str | None = None
+
+
+class SourceResult(Result, frozen=True, kw_only=True):
+    """A picture that an edit started from, as it was sent: `name` is what its asker called it."""
+
+    name: str
+    sha256: str
+    size_bytes: int
+    width: int
+    height: int
+    format: str
+
+
+class CostLine(Result, frozen=True, kw_only=True):
+    kind: str
+    tokens: int
+    micro_usd: int
 
 
 class CostResult(Result, frozen=True, kw_only=True):
-    """`basis`: usage (what the API counted), estimate (not settled yet), unknown, not_billed, or offline (nothing charged)."""
+    """`basis`: usage (what the API counted), estimate (not settled yet), unknown, not_billed, offline (nothing charged),
+    or imported: `claimed_micro_usd` is then what the earlier program believed, and nothing more is known.
+    """
 
     text: str
     basis: str
@@ -56,6 +81,8 @@ class CostResult(Result, frozen=True, kw_only=True):
     low_micro_usd: int | None = None
     high_micro_usd: int | None = None
     would_be_micro_usd: int | None = None
+    claimed_micro_usd: int | None = None
+    breakdown: tuple[CostLine, ...] = ()
     price_table: str = ""
 
 
@@ -76,14 +103,19 @@ class JobSummary(Result, frozen=True, kw_only=True):
     path: str | None = None
     error_code: str = ""
     error: str = ""
+    imported: str = ""
 
 
 class JobReport(JobSummary, frozen=True, kw_only=True):
-    """`prompt` is whole here. `size` and `quality` are those that the API says it used, once it has answered."""
+    """`prompt` is whole here. `size` and `quality` are those that the API says it used, once it has answered.
+
+    `next_step` is what to do about `error_code`, `retry_at` when a job between two attempts asks again. `imported` names
+    the earlier program that drew it; `missing_files` are those that were not found when it was imported.
+    """
 
     message: str
     images: tuple[ImageResult, ...]
-    requested: dict[str, str | int | None]
+    requested: ImageRequest
     usage: Usage | None
     billed: str
     client: str
@@ -92,6 +124,13 @@ class JobReport(JobSummary, frozen=True, kw_only=True):
     openai_request_id: str
     client_request_id: str
     log_position: int
+    background: str
+    sources: tuple[SourceResult, ...] = ()
+    next_step: str = ""
+    retry_at: str | None = None
+    moderation_stage: str = ""
+    moderation_categories: tuple[str, ...] = ()
+    missing_files: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -105,12 +144,66 @@ class JobPage(Result, frozen=True, kw_only=True):
 
 
 class HistoryPage(Result, frozen=True, kw_only=True):
-    """`total` counts everything that fits the filter, not only this page."""
+    """`total` counts everything that fits the filter, not only this page. `note` offers an old history to import."""
 
     generations: tuple[JobSummary, ...]
     total: int
     limit: int
     offset: int
+    note: str = ""
+
+
+class HistoryImport(Result, frozen=True, kw_only=True):
+    """`found` rows were `imported` now, `already_there`, or unusable. `missing_files` are of those imported now."""
+
+    path: str
+    found: int
+    imported: int
+    already_there: int
+    missing_files: int
+    unusable: tuple[str, ...]
+    message: str
+
+
+class JobsNow(Result, frozen=True, kw_only=True):
+    """Jobs in the order they were asked for; `position` is how far the log was when they were looked at."""
+
+    position: int
+    jobs: tuple[JobReport, ...]
+
+
+class ImageFileFound(Result, frozen=True, kw_only=True):
+    path: str
+    size_bytes: int
+    modified_at: str
+
+
+class ImagesPage(Result, frozen=True, kw_only=True):
+    """Newest first. `total` counts every picture in the directory, not only this page."""
+
+    directory: str
+    images: tuple[ImageFileFound, ...]
+    total: int
+    limit: int
+    offset: int
+
+
+class ImageMetadata(Result, frozen=True, kw_only=True):
+    """`metadata` is what stands in the file, which anybody may have written. `integrity` compares its bytes with the log:
+    unchanged (the file as it was saved), original (as the API sent it), changed, or unknown (not in this history).
+    """
+
+    message: str
+    path: str
+    format: str
+    width: int
+    height: int
+    size_bytes: int
+    sha256: str
+    metadata: dict[str, str]
+    content_credentials: bool
+    integrity: str
+    history: JobSummary | None = None
 
 
 class Status(Result, frozen=True, kw_only=True):
@@ -136,8 +229,8 @@ def summary(job: Job) -> JobSummary:
         job_id=job.id,
         state=job.state.value,
         tool=job.request.tool,
-        created_at=_time(job.requested_at),
-        updated_at=_time(job.changed_at),
+        created_at=time(job.requested_at),
+        updated_at=time(job.changed_at),
         prompt=_excerpt(job.prompt),
         model=job.request.model,
         size=job.rendered.size or job.request.size,
@@ -149,6 +242,7 @@ def summary(job: Job) -> JobSummary:
         path=job.images[0].path if job.images else None,
         error_code=job.error_code,
         error=job.error,
+        imported=job.imported,
     )
 
 
@@ -157,8 +251,8 @@ def report(job: Job, *, warnings: tuple[str, ...] = (), message: str = "") -> Jo
     return JobReport(
         **fields,
         message=message or sentence(job),
-        images=tuple(_image(image) for image in job.images),
-        requested=msgspec.to_builtins(job.request),
+        images=tuple(_image(job.id, number, image) for number, image in enumerate(job.images, start=1)),
+        requested=job.request,
         usage=job.usage,
         billed=job.billed,
         client=f"{job.client.name} {job.client.version}".strip(),
@@ -167,6 +261,13 @@ def report(job: Job, *, warnings: tuple[str, ...] = (), message: str = "") -> Jo
         openai_request_id=job.request_id,
         client_request_id=job.client_request_id,
         log_position=job.position,
+        background=job.rendered.background or job.request.background,
+        sources=_sources(job),
+        next_step=openai_api.next_step(job.error_code),
+        retry_at=None if job.retry_at is None else time(job.retry_at),
+        moderation_stage=job.moderation_stage,
+        moderation_categories=job.categories,
+        missing_files=job.missing,
         warnings=warnings,
     )
 
@@ -176,23 +277,43 @@ def sentence(job: Job) -> str:
     match job.state:
         case JobState.PENDING:
             return f"Waiting for a free place. Ask get_job_result with job_id {job.id} in a while; nothing has been spent yet."
+        case JobState.RUNNING if job.cancel_requested:
+            return f"It is being cancelled. Ask check_job_status with job_id {job.id} what became of it."
+        case JobState.RUNNING if job.retry_at is not None:
+            return f"{job.error} It is tried again at {time(job.retry_at)}; nothing was charged so far."
         case JobState.RUNNING:
             return (
                 f"Still drawing. Ask get_job_result with job_id {job.id} in a while; do not ask for the same picture "
                 "again, that would be paid twice."
             )
         case JobState.COMPLETED:
-            count = len(job.images)
-            made = "1 picture was made" if count == 1 else f"{count} pictures were made"
-            return made + (" offline; nothing was charged." if job.account.backend == "offline" else ".")
+            return _made(job)
         case JobState.CANCELLED:
             return "Cancelled." + (" It may still be billed." if job.billed != "no" else " Nothing was spent.")
         case JobState.INTERRUPTED | JobState.FAILED:
             return f"{job.error} {openai_api.next_step(job.error_code)}".strip()
 
 
-def _image(image: StoredImage) -> ImageResult:
+def _made(job: Job) -> str:
+    count = len(job.images)
+    made = "1 picture was made" if count == 1 else f"{count} pictures were made"
+    if job.imported:
+        lost = f" {len(job.missing)} of its files were not found." if job.missing else ""
+        return f"Imported from the history of {job.imported}.{lost}"
+    if job.cancel_requested:
+        return f"The wish to cancel came too late: {made} and paid for, and kept."
+    return made + (" offline; nothing was charged." if job.account.backend == "offline" else ".")
+
+
+def _sources(job: Job) -> tuple[SourceResult, ...]:
+    named = [*zip(job.request.sources, job.source_names or ("(forgotten)",) * len(job.request.sources), strict=True)]
+    named += [(extra, name) for extra, name in ((job.request.mask, "mask"), (job.request.markup, "markup")) if extra]
+    return tuple(SourceResult(name=name, **msgspec.structs.asdict(source)) for source, name in named)
+
+
+def _image(job_id: str, number: int, image: StoredImage) -> ImageResult:
     return ImageResult(
+        uuid=job_id,
         path=image.path,
         sha256=image.sha256,
         size_bytes=image.size_bytes,
@@ -200,6 +321,9 @@ def _image(image: StoredImage) -> ImageResult:
         height=image.height,
         format=image.format,
         original_sha256=image.original,
+        resource=f"imaged://image/{job_id}/{number}",
+        derived=image.derived,
+        sidecar=image.sidecar,
     )
 
 
@@ -217,6 +341,8 @@ def _cost(job: Job) -> CostResult:
             price_table=job.estimate.table,
         )
     text = pricing.show(cost.amount)
+    if cost.basis == "imported":
+        text = "unknown" if cost.claimed is None else f"unknown ({job.imported} believed {pricing.show(cost.claimed)})"
     if cost.basis == "offline":
         text = f"$0 (offline; would be {pricing.show(cost.would_be)})"
     return CostResult(
@@ -224,11 +350,16 @@ def _cost(job: Job) -> CostResult:
         basis=cost.basis,
         micro_usd=cost.amount,
         would_be_micro_usd=cost.would_be,
+        claimed_micro_usd=cost.claimed,
+        breakdown=tuple(
+            CostLine(kind=line.kind, tokens=line.tokens, micro_usd=line.amount)
+            for line in ([] if job.imported else pricing.breakdown(job.request.model, job.usage))
+        ),
         price_table=cost.table,
     )
 
 
-def _time(at: datetime) -> str:
+def time(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

@@ -1,6 +1,20 @@
 """The readable twin of every result: plain lines, the most wanted first."""
 
-from daemon.results import HistoryPage, JobPage, JobReport, JobSummary, Result, Status, Stopping
+from daemon.results import (
+    HistoryImport,
+    HistoryPage,
+    ImageMetadata,
+    ImagesPage,
+    JobPage,
+    JobReport,
+    JobsNow,
+    JobSummary,
+    Result,
+    Status,
+    Stopping,
+)
+from eventlog.values import MicroUSD
+from tools import pricing
 
 
 def text(result: Result) -> str:
@@ -12,7 +26,16 @@ def text(result: Result) -> str:
         case JobPage():
             return _page("job", result.jobs, result.total, result.offset)
         case HistoryPage():
-            return _page("generation", result.generations, result.total, result.offset)
+            page = _page("generation", result.generations, result.total, result.offset)
+            return f"{page}\n\n{result.note}" if result.note else page
+        case HistoryImport():
+            return "\n".join([result.message, *result.unusable])
+        case JobsNow():
+            return "\n".join(f"{job.job_id}: {job.state}" for job in result.jobs)
+        case ImagesPage():
+            return _images(result)
+        case ImageMetadata():
+            return _metadata(result)
         case Status():
             return _status(result)
         case Stopping():
@@ -23,16 +46,24 @@ def text(result: Result) -> str:
 
 def _report(report: JobReport) -> str:
     lines = [report.message]
-    lines += [
-        f"{image.path or '(file name forgotten)'}  ({image.width}x{image.height} {image.format}, {image.size_bytes:,} bytes)"
-        for image in report.images
-    ]
+    for image in report.images:
+        kind = f"{image.width}x{image.height} {image.format}" if image.width else image.format
+        lines.append(f"{image.path or '(file name forgotten)'}  ({kind}, {image.size_bytes:,} bytes)")
+        lines.append(f"  sha256 {image.sha256}, UUID {image.uuid}, {image.resource}")
+        if image.sidecar:
+            lines.append(f"  metadata beside it: {image.sidecar}")
+    lines += [f"Not found: {path}" for path in report.missing_files]
     lines += [f"Note: {warning}" for warning in report.warnings]
     lines += ["", *_facts(report)]
+    lines += [
+        f"  {line.kind}: {line.tokens:,} tokens, {pricing.show(MicroUSD(line.micro_usd))}" for line in report.cost.breakdown
+    ]
     if report.usage is not None:
         usage = report.usage
         lines.append(f"Tokens: {usage.input_tokens:,} in, {usage.output_tokens:,} out, {usage.total_tokens:,} in all")
-    lines.append(f"Parameters: {report.model} | {report.quality} | {report.size} | {report.output_format}")
+    used = (report.model, report.quality, report.size, report.output_format, f"background {report.background}")
+    lines.append("Parameters: " + " | ".join(used))
+    lines += [f"Source: {source.name}  ({source.width}x{source.height} {source.format})" for source in report.sources]
     if report.state != "completed" and report.billed != "no":
         lines.append(f"Billed: {report.billed}")
     if report.prompt is not None:
@@ -45,7 +76,7 @@ def _facts(job: JobSummary) -> list[str]:
         f"History ID: {job.job_id}",
         f"State: {job.state}",
         f"Tool: {job.tool}",
-        f"Created: {job.created_at}",
+        f"Created: {job.created_at}" + (f" (imported from {job.imported})" if job.imported else ""),
         f"Cost: {job.cost.text}",
     ]
 
@@ -68,6 +99,31 @@ def _page(noun: str, jobs: tuple[JobSummary, ...], total: int, offset: int) -> s
     if last < total:
         head += f"; use offset={last} to see the next ones"
     return "\n\n".join([head + ":", *(_summary(job) for job in jobs)])
+
+
+def _images(page: ImagesPage) -> str:
+    if not page.images:
+        return f"No pictures in {page.directory}." if page.total == 0 else f"No pictures beyond number {page.total}."
+    last = page.offset + len(page.images)
+    head = f"Pictures {page.offset + 1}-{last} of {page.total} in {page.directory}"
+    if last < page.total:
+        head += f"; use offset={last} to see the next ones"
+    return "\n".join([head + ":", *(f"{image.path}  ({image.size_bytes:,} bytes, {image.modified_at})" for image in page.images)])
+
+
+def _metadata(found: ImageMetadata) -> str:
+    lines = [
+        found.message,
+        f"{found.path}  ({found.width}x{found.height} {found.format}, {found.size_bytes:,} bytes)",
+        f"sha256 {found.sha256}",
+        f"Integrity: {found.integrity}",
+    ]
+    if found.content_credentials:
+        lines.append("The file carries content credentials (C2PA).")
+    lines += [f"{key}: {value}" for key, value in found.metadata.items()]
+    if found.history is not None:
+        lines += ["", "In the history:", *_facts(found.history)]
+    return "\n".join(lines)
 
 
 def _status(status: Status) -> str:

@@ -20,11 +20,11 @@ from daemon.keyring import Keyring
 from daemon.ledger import Decision, Ledger
 from eventlog.events import AttemptFailed, AttemptStarted, JobCompleted, ReplyReceived
 from eventlog.jobs import Job, Stage
-from eventlog.values import Cost, ImageFile, JobId, Picture, digest
-from tools import metadata, openai_api, pricing
+from eventlog.values import Cost, ImageFile, JobId, Picture, Words, digest
+from tools import metadata, openai_api, pricing, svg
 from tools.errors import FileFailed, Refused
 from tools.files import OutputRoot, Store
-from tools.openai_api import Failure, Reply
+from tools.openai_api import ApiRequest, Failure, Reply
 from tools.pictures import BadPicture
 
 JOB_SECONDS_MAX = 1800.0  # from the worker's start; three full attempts at the slowest sizes measured
@@ -85,7 +85,12 @@ class Worker:
         while not self._keyring.can_draw(job.account):  # after a restart, until a session brings the key again
             await self._ledger.wait_beyond(self._ledger.position)
         attempt = job.attempts + 1
-        request = openai_api.build(job.request, job.prompt or "")
+        try:
+            request = await trio.to_thread.run_sync(partial(self._build, job))
+        except FileFailed as exc:
+            sentence = f"A picture that this starts from is gone from the store, so nothing was sent: {exc}"
+            await self._ledger.record(decisions.fail_job(job.id, "source_gone", "no", sentence))
+            return
         started = AttemptStarted(
             job=job.id,
             attempt=attempt,
@@ -105,9 +110,15 @@ class Worker:
                 return
             wait = _seconds_until_next(failure, attempt)
             final = wait is None or trio.current_time() + wait > give_up_at
-            await self._ledger.record(await self._failed(job, attempt, failure, final=final))
+            await self._ledger.record(await self._failed(job, attempt, failure, None if final else wait))
         if wait is not None and not final:
             await trio.sleep(wait)
+
+    def _build(self, job: Job) -> ApiRequest:
+        """Blocking. The sources come from the store, as they were when the picture was ordered."""
+        wanted = (*job.request.sources, job.request.mask, job.request.markup)
+        inputs = {picture.sha256: self._store.get(picture.sha256) for picture in wanted if picture is not None}
+        return openai_api.build(job.request, job.prompt or "", inputs)
 
     async def _understand(self, job: Job, outcome: RawReply | Failure) -> Reply | Failure:
         if isinstance(outcome, Failure):
@@ -156,7 +167,8 @@ class Worker:
         self._store.spool(started.client_request_id, msgspec.json.encode(received))
         return received
 
-    async def _failed(self, job: Job, attempt: int, failure: Failure, *, final: bool) -> Decision:
+    async def _failed(self, job: Job, attempt: int, failure: Failure, wait: float | None) -> Decision:
+        """`wait` is the time until the next attempt, None if this was the last."""
         kept = None
         if failure.kept:
             try:
@@ -173,20 +185,23 @@ class Worker:
             kept=kept,
             usage=failure.usage,
             cost=_cost_of_useless(job, failure),
+            wait_seconds=wait,
+            moderation_stage=failure.moderation_stage,
+            categories=failure.categories,
         )
-        return decisions.fail_attempt(failed, failure.message, final=final)
+        return decisions.fail_attempt(failed, failure.message, final=wait is None)
 
     async def _finish(self, job: Job, *, resumed: bool) -> None:
         # Shielded: the picture is paid for. Bounded by writing and syncing at most ten files.
         with trio.CancelScope(shield=True):
             try:
-                images, paths = await trio.to_thread.run_sync(partial(self._place, job, resumed))
+                completed, words = await trio.to_thread.run_sync(partial(self._place, job, resumed))
             except (Refused, FileFailed, BadPicture) as exc:
                 kept = ", ".join(str(self._store.path(picture.sha256)) for picture in job.pictures)
                 sentence = f"The picture was drawn and is safe, but could not be put in its place: {exc} It is kept as {kept}."
                 await self._ledger.record(decisions.fail_job(job.id, "not_saved", "yes", sentence))
             else:
-                await self._ledger.record(decisions.complete_job(JobCompleted(job=job.id, images=images), paths))
+                await self._ledger.record(decisions.complete_job(completed, words))
             await trio.to_thread.run_sync(partial(self._forget_spool, job))
 
     def _forget_spool(self, job: Job) -> None:
@@ -196,21 +211,28 @@ class Worker:
         except FileFailed as exc:
             logger.warning("a spooled reply could not be removed", extra={"job": job.id, "why": str(exc)})
 
-    def _place(self, job: Job, resumed: bool) -> tuple[tuple[ImageFile, ...], tuple[str, ...]]:
+    def _place(self, job: Job, resumed: bool) -> tuple[JobCompleted, Words]:
         """Blocking. With `resumed` a file that an earlier life put there is found again instead of made twice."""
         images: list[ImageFile] = []
         paths: list[str] = []
+        sidecars: list[str] = []
         with OutputRoot.open(job.output_dir or "", any_path=job.any_path) as root:
             for number, picture in enumerate(job.pictures, start=1):
-                data = metadata.embed(self._store.get(picture.sha256), _provenance(job, picture), job.embedding)
+                received = self._store.get(picture.sha256)
+                if picture.format == "svg":
+                    svg.check(received)
+                provenance = _provenance(job, picture)
+                data = received if job.sidecar else metadata.embed(received, provenance, job.embedding)
                 name = root.parse(job.output_path or "", output_format=picture.format)
-                path = root.place(
-                    name.numbered(number) if len(job.pictures) > 1 else name,
-                    data,
-                    token=f"{job.id}-{number}",
-                    adopt=resumed and job.embedding != "off",  # only then the bytes name this very job
-                )
+                name = name.numbered(number) if len(job.pictures) > 1 else name
+                # Only what bears the job's id is surely this very file; with a sidecar or without metadata nothing does.
+                adopt = resumed and data != received
+                path = root.place(name, data, token=f"{job.id}-{number}", adopt=adopt)
                 paths.append(str(path))
+                if job.sidecar:
+                    beside = name._replace(stem=path.name, suffix=".xmp")
+                    document = metadata.sidecar(provenance, job.embedding)
+                    sidecars.append(str(root.place(beside, document, token=f"{job.id}-{number}-xmp", adopt=resumed)))
                 images.append(
                     ImageFile(
                         sha256=digest(data),
@@ -219,9 +241,10 @@ class Worker:
                         height=picture.height,
                         format=picture.format,
                         original=picture.sha256,
+                        derived=data != received and metadata.has_credentials(received),
                     )
                 )
-        return tuple(images), tuple(paths)
+        return JobCompleted(job=job.id, images=tuple(images)), Words(salt="", paths=tuple(paths), sidecars=tuple(sidecars))
 
 
 def _cost_of_useless(job: Job, failure: Failure) -> Cost | None:
@@ -243,6 +266,8 @@ def _provenance(job: Job, picture: Picture) -> metadata.Provenance:
         history_uuid=job.id,
         offline=job.account.backend == "offline",
         parameters=job.request,
+        edited=bool(job.request.sources),
+        derived_from=picture.sha256,
     )
 
 

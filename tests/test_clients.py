@@ -20,6 +20,12 @@ TOOLS = {
     "list_jobs",
     "check_job_status",
     "get_job_result",
+    "edit_image",
+    "transform_image",
+    "start_generation_job",
+    "cancel_job",
+    "list_generated_images",
+    "get_metadata_from_image",
 }
 
 

@@ -22,7 +22,8 @@ ONLY_IN = {
     "fcntl": {"eventlog/disk.py"},
 }
 LONGER_FILES = {  # each with its reason
-    "daemon/mcp_server.py": 420,  # one skin in one file, because mcp may be imported in one file only
+    # One skin in one file, because mcp may be imported in one file only: tools, resources, prompts and completion.
+    "daemon/mcp_server.py": 500,
 }
 FORBIDDEN_NAMES = {"manager", "handler", "service", "helper", "util", "utils", "processor", "context", "base", "core", "common"}
 

@@ -58,7 +58,9 @@ def test_every_tool_carries_all_that_a_careful_client_looks_for(tmp_path: Path) 
             required = set(tool["inputSchema"].get("required", ()))
             assert all("default" in p or n in required for n, p in tool["inputSchema"]["properties"].items())
             assert all(p.get("description") for p in tool["inputSchema"]["properties"].values())
-            assert tool["annotations"]["readOnlyHint"] is (tool["name"] != "generate_image")
+            changes = ("generate_image", "edit_image", "transform_image", "start_generation_job", "cancel_job")
+            assert tool["annotations"]["readOnlyHint"] is (tool["name"] not in changes)
+            assert tool["annotations"]["openWorldHint"] is (tool["name"] in changes[:4])
 
 
 def test_the_list_of_tools_is_the_same_bytes_for_everybody(tmp_path: Path) -> None:
@@ -223,7 +225,7 @@ def test_thumbnails_and_pictures_come_when_they_are_asked_for(tmp_path: Path) ->
     with running(tmp_path), Stdio(environment(tmp_path)) as client:
         client.initialize()
         said = client.call("generate_image", prompt="x", quality="low", include_thumbnail=True, return_base64=True)
-        thumbnail, picture = said["content"][1:]
+        thumbnail, picture = said["content"][1:3]
         assert thumbnail["mimeType"] == "image/jpeg" and len(base64.b64decode(thumbnail["data"])) < 20_000
         assert picture["mimeType"] == "image/png" and base64.b64decode(picture["data"]).startswith(b"\x89PNG")
 

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from tools.errors import FileFailed, Refused
-from tools.names import _UNSEEN, CLAUDE_PATHS, DEPTH_MAX, IMAGE_SUFFIXES, PATH_CHARACTERS_MAX
+from tools.names import CLAUDE_PATHS, DEPTH_MAX, IMAGE_SUFFIXES, PATH_CHARACTERS_MAX, UNSEEN
 
 COMPONENT_BYTES_MAX = 255  # what file systems hold; the file exists already, so no room for numbers is needed
 READ_BYTES = 1024 * 1024
@@ -111,7 +111,7 @@ def listing(argument: str | None, roots: Sequence[Path]) -> Listing:
 def visible(text: str) -> str:
     """In quotation marks and bounded, every character that the eye would miss or that moves others as its number."""
     cut = text if len(text) <= SHOWN_CHARACTERS_MAX else text[:SHOWN_CHARACTERS_MAX] + "…"
-    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), repr(cut))
+    return UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), repr(cut))
 
 
 def _places(asked: _Asked) -> Iterator[tuple[Path, tuple[str, ...]]]:

@@ -25,7 +25,7 @@ _NONCHARACTER = re.compile(
     "[\ufdd0-\ufdef" + "".join(chr(plane + last) for plane in range(0, 0x110000, 0x10000) for last in (0xFFFE, 0xFFFF)) + "]"
 )
 # Joiners, fillers and variation selectors: letters and marks by category, nothing to the eye.
-_UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 
 
 class OutputName(NamedTuple):
@@ -131,7 +131,7 @@ def _refuse_strange_text(text: str, argument: str) -> None:
         raise _no(f"output_path has {len(text)} characters; at most {PATH_CHARACTERS_MAX} are allowed.", "path_too_long")
     for character in text:
         refused = unicodedata.category(character) in _REFUSED_CATEGORIES
-        if refused or _NONCHARACTER.match(character) or _UNSEEN.match(character):
+        if refused or _NONCHARACTER.match(character) or UNSEEN.match(character):
             raise _no(
                 f"output_path contains the invisible or control character U+{ord(character):04X}; leave it out.",
                 "path_control",

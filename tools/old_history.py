@@ -22,7 +22,7 @@ from typing import NamedTuple, cast, get_args
 
 import msgspec
 
-from eventlog.values import ImageFile, ImageRequest, JobId, MicroUSD, Tool, Usage, digest
+from eventlog.values import ImageFile, ImageRequest, JobId, MicroUSD, Sha256, Tool, Usage, digest
 from tools import pictures
 from tools.errors import FileFailed
 from tools.failures import UNREADABLE
@@ -144,6 +144,21 @@ def picture_at(path: str) -> ImageFile | None:
         return None
     sha256 = digest(data)
     return ImageFile(sha256=sha256, size_bytes=len(data), original=sha256, **measured._asdict())
+
+
+def unchanged(path: str, sha256: Sha256) -> bytes:
+    """The file that was imported, if it is still the same. Blocking.
+
+    Raises:
+        FileFailed: it is gone, or another one is there.
+    """
+    try:
+        data = _content(path) if path.startswith("/") and stat.S_ISREG(os.lstat(path).st_mode) else None
+    except (OSError, ValueError) as exc:
+        raise FileFailed(f"The imported file {path} cannot be read any more.", code="not_there") from exc
+    if data is None or digest(data) != sha256:
+        raise FileFailed(f"The imported file {path} is not what it was when it was imported.", code="not_there")
+    return data
 
 
 def _content(path: str) -> bytes | None:

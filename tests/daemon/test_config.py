@@ -18,7 +18,7 @@ def parse(**values: str) -> Settings:
 
 def test_nothing_set_means_the_documented_defaults() -> None:
     found = parse()
-    assert found.output_dir == found.input_dir == HOME / "Downloads/openai-images"
+    assert found.output_dir == HOME / "Downloads/openai-images" and found.input_roots == (found.output_dir,)
     assert (found.model, found.account.base_url, found.account.backend) == (DEFAULT_MODEL, OPENAI_URL, "openai")
     assert (found.max_concurrent, found.sync_wait_seconds, found.idle_exit_seconds) == (4, 45, 900)
     assert (found.embedding, found.any_path, found.thumbnails.wanted) == ("standard", False, False)
@@ -28,8 +28,22 @@ def test_nothing_set_means_the_documented_defaults() -> None:
 
 def test_a_tilde_is_expanded_in_every_directory_and_input_follows_output() -> None:
     found = parse(OPENAI_IMAGE_OUTPUT_DIR="~/pictures")
-    assert found.output_dir == found.input_dir == HOME / "pictures"
-    assert parse(OPENAI_IMAGE_INPUT_DIR="~/in").input_dir == HOME / "in"
+    assert found.output_dir == HOME / "pictures" and found.input_roots == (found.output_dir,)
+    found = parse(OPENAI_IMAGE_INPUT_DIR="~/in", OPENAI_IMAGE_OUTPUT_DIR="~/pictures")
+    assert found.input_roots == (HOME / "in", HOME / "pictures")
+
+
+def test_the_input_directory_may_be_a_list_and_the_output_directory_is_named_once() -> None:
+    found = parse(OPENAI_IMAGE_INPUT_DIR="~/in: /srv/photos :~/pictures:", OPENAI_IMAGE_OUTPUT_DIR="~/pictures")
+    assert found.input_roots == (HOME / "in", Path("/srv/photos"), HOME / "pictures")
+    with pytest.raises(BadConfiguration, match="OPENAI_IMAGE_INPUT_DIR is 'photos'"):
+        parse(OPENAI_IMAGE_INPUT_DIR="~/in:photos")
+
+
+def test_metadata_may_stand_beside_the_file_at_any_level() -> None:
+    found = parse(OPENAI_IMAGE_EMBED_METADATA="sidecar", OPENAI_IMAGE_METADATA_LEVEL="full")
+    assert (found.sidecar, found.embedding) == (True, "full")
+    assert not parse(OPENAI_IMAGE_EMBED_METADATA="true").sidecar
 
 
 def test_a_key_is_kept_from_sight_and_known_by_its_fingerprint() -> None:
