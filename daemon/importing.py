@@ -92,9 +92,9 @@ async def offer(house: House, settings: Settings) -> str:
                 partial(_count_new, house, path), limiter=house.desk.offering, abandon_on_cancel=True
             )
         if count:
-            noun = "generation" if count == 1 else "generations"
+            held = "1 generation that is not here" if count == 1 else f"{count:,} generations that are not here"
             return (
-                f"The old history {path} holds {count:,} {noun} that are not here; to take them over run: "
+                f"The old history {path} holds {held}; to take them over run: "
                 f"imaged import-history {shlex.quote(str(path))}"
             )
     return ""

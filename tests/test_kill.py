@@ -18,7 +18,7 @@ PROMPT = "A fox in the snow"
 NEVER_REQUESTED = {"while JobRequested is appended"}
 NEVER_SENT = {"after JobRequested", "after JobStarted", "while AttemptStarted is appended"}
 OUTCOME_UNKNOWN = {"after AttemptStarted", "while the reply is read", "while the spool is written"}
-LIVES = 3  # of each moment; the picture, the sizes and the machine's mood differ
+LIVES = 2  # of each moment; the sizes and the machine's mood differ
 
 
 def settings(url: str) -> dict[str, str]:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from eventlog.values import Embedding, ImageRequest
 from tests.tools.pictures_for_tests import picture, pixels
+from tools import containers
 from tools.metadata import Provenance, embed, extract, has_credentials, sidecar
 from tools.pictures import BadPicture, jpeg_segments, measure, png_chunks, webp_chunks
 
@@ -511,6 +512,28 @@ def test_extended_xmp_that_is_not_there_whole_is_not_read() -> None:
     assert found["MCP-Prompt-Characters"] == "32000" and found["MCP-Prompt"].endswith("…")
 
 
+@pytest.mark.parametrize(("total", "offset"), [(7, 0), (9, 0), (8, 1)])
+def test_an_extension_of_another_length_than_it_says_is_not_there(total: int, offset: int) -> None:
+    def held(total: int, offset: int) -> bytes:
+        numbers = total.to_bytes(4, "big") + offset.to_bytes(4, "big")
+        piece = segment(0xE1, b"http://ns.adobe.com/xmp/extension/\0" + b"C" * 32 + numbers + b"12345678")
+        return containers.extension(with_piece("jpeg", piece), "C" * 32)
+
+    assert held(8, 0) == b"12345678" and held(total, offset) == b""
+
+
+def test_a_text_chunk_of_ours_holds_no_zero_and_one_of_a_stranger_may_be_damaged() -> None:
+    after = embed(picture("png"), provenance("a\0b漢"), "standard")
+    assert extract(after)["MCP-Prompt"] == "a\ufffdb漢"
+    assert extract(with_piece("png", png_chunk(b"iTXt", b"MCP-Tool\0\0\0x"))) == {}
+
+
+def test_a_long_prompt_takes_the_place_of_a_short_one() -> None:
+    short = embed(picture("jpeg"), provenance("A fox"), "standard")
+    after = embed(short, provenance(LONG["four bytes each"]), "standard")
+    assert extract(after)["MCP-Prompt"] == LONG["four bytes each"] and after.count(b"<dc:description>") == 1
+
+
 def data_at(data: bytes, start: int) -> bytes:
     return data[start + 4 : start + 64]
 
@@ -656,9 +679,10 @@ def test_labels_without_measure_are_not_read() -> None:
         assert extract(with_piece("png", png_chunk(b"tEXt", key + b"\0" + b"x" * 2_000_000))) == {}
     together = b"".join(png_chunk(b"tEXt", b"MCP-%d\0" % number + b"x" * 300_000) for number in range(9))
     assert sum(map(len, extract(with_piece("png", together)).values())) < 1 << 20
-    block = Image.Exif()
-    block.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0" + json.dumps({"MCP-Prompt": "x" * 2_000_000}).encode()
-    assert extract(with_options("webp", exif=block.tobytes())) == {}
+    for label in ({"MCP-Prompt": "x" * 2_000_000}, {"MCP-" + "x" * 76: "x"}):
+        block = Image.Exif()
+        block.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0" + json.dumps(label).encode()
+        assert extract(with_options("webp", exif=block.tobytes())) == {}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -135,6 +135,11 @@ def test_our_keys_are_read_in_whatever_way_others_wrote_them_down_again() -> Non
     }
 
 
+def test_only_what_stands_in_a_description_is_a_property() -> None:
+    typed = packet("><i:MCP-Tool>x</i:MCP-Tool>").replace(b"rdf:Description", b"i:Thing")
+    assert xmp.keys(typed) == {} and b"<i:MCP-Tool>x</i:MCP-Tool>" in xmp.merged(typed, [PROMPT])
+
+
 def test_an_extension_goes_by_the_digest_of_its_text() -> None:
     pointer = xmp.pointer(b"text")
     assert pointer.value == "1CB251EC0D568DE6A929B520C4AED8D1"
