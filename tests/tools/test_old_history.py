@@ -4,10 +4,12 @@ import json
 import os
 import shutil
 import sqlite3
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 from pathlib import Path
 from unittest import mock
 
@@ -402,7 +404,7 @@ def as_somebody_else() -> Iterator[None]:
 
 @pytest.fixture
 def public(tmp_path: Path) -> Path:
-    for folder in (tmp_path, *tmp_path.parents[:2]):
+    for folder in (tmp_path, *takewhile(lambda above: above != Path(tempfile.gettempdir()), tmp_path.parents)):
         folder.chmod(0o755)
     return tmp_path
 
