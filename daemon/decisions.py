@@ -24,6 +24,7 @@ from eventlog.events import (
     JobStarted,
     ReplyReceived,
     RequestReceived,
+    WordsForgotten,
 )
 from eventlog.jobs import Job, JobBoard, Stage
 from eventlog.values import Account, Billed, JobId, JobState, Words
@@ -83,6 +84,35 @@ def import_generation(imported: HistoryImported, words: Words) -> Decision:
         return NOTHING if views.board.get(imported.job) else Facts((imported,), words)
 
     return decide
+
+
+def forget_words(forgotten: WordsForgotten) -> Decision:
+    """Of a job that is over. Every segment that held such a word is written anew, which takes room on the disk."""
+
+    def decide(views: Views) -> Facts:
+        if (job := views.board.get(forgotten.job)) is not None:
+            insist_on_over(job)
+        if views.log_full:
+            raise Refused(
+                "The disk that holds the event log is full, and forgetting takes room for a copy. Free some space and ask again.",
+                code="no_space",
+            )
+        return Facts((forgotten,))
+
+    return decide
+
+
+def insist_on_over(job: Job) -> None:
+    """
+    Raises:
+        Refused: it still needs its words.
+    """
+    if not job.state.is_over:
+        raise Refused(
+            f"Job {job.id} is {job.state.value}; wait until it is over, or cancel it, and forget it then.",
+            code="not_over",
+            argument="uuid",
+        )
 
 
 def plan(board: JobBoard, running_max: Callable[[Account], int]) -> tuple[JobId, ...]:

@@ -1,18 +1,22 @@
-"""The socket that clients come in by: where it is, who may use it, and what its first line says.
+"""The sockets that clients come in by: where they are, who may use them, and what a connection's first line says.
 
-The first line of every connection is ours, before any protocol:
+At mcp.sock the first line of every connection is ours, before any protocol (control.sock speaks HTTP from the start):
 
     {"imaged": 1, "software": "0.1.0", "door": "mcp", "settings": {"OPENAI_API_KEY": "…", …}}
 
 Nothing answers it when it is good. Otherwise the daemon says {"imaged": 1, "refused": "<sentence>"} and closes.
 """
 
+import contextlib
 import logging
+import math
 import os
 import socket
 import stat
 import struct
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -48,19 +52,55 @@ class _Refused(Exception):
     pass
 
 
-def listen(run_dir: Path) -> trio.SocketListener:
-    """A listening socket in `run_dir`, in place of whatever was there. Blocking; before anything runs.
+class Closing:
+    """That a door closes, for whoever would otherwise wait for ever behind it."""
+
+    def __init__(self) -> None:
+        self.begun = False
+        self._waits: set[trio.CancelScope] = set()
+
+    def begin(self) -> None:
+        self.begun = True
+        for wait in self._waits:
+            wait.cancel()
+
+    @contextmanager
+    def ends_a_wait(self, seconds_max: float = math.inf) -> Iterator[trio.CancelScope]:
+        """The body is left when the door closes or the time is up; `cancelled_caught` then says so."""
+        with trio.move_on_after(seconds_max) as wait:
+            self._waits.add(wait)
+            if self.begun:
+                wait.cancel()
+            try:
+                yield wait
+            finally:
+                self._waits.discard(wait)
+
+
+def listen(run_dir: Path, name: str = SOCKET_NAME) -> trio.SocketListener:
+    """A listening socket in `run_dir`, in place of an older one. Blocking; before anything runs.
 
     Only the holder of the log's lock may call this: nobody else serves this home, so the old socket is stale.
+
+    Raises:
+        BadConfiguration: the directory is open to others, or something else than a socket is in the way.
     """
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     directory = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _insist_on_private(directory, run_dir)
+        for each in (name, name + ".new"):  # the second: of a daemon that died between the next lines
+            _insist_on_socket(directory, each, run_dir)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name + ".new", dir_fd=directory)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(address(run_dir, directory, SOCKET_NAME + ".new"))
+        umask = os.umask(0o177)
+        try:
+            listener.bind(address(run_dir, directory, name + ".new"))
+        finally:
+            os.umask(umask)
         listener.listen(BACKLOG)
-        os.rename(SOCKET_NAME + ".new", SOCKET_NAME, src_dir_fd=directory, dst_dir_fd=directory)
+        os.rename(name + ".new", name, src_dir_fd=directory, dst_dir_fd=directory)
     finally:
         os.close(directory)
     return trio.SocketListener(trio.socket.from_stdlib_socket(listener))
@@ -82,11 +122,17 @@ def _insist_on_private(directory: int, run_dir: Path) -> None:
         raise BadConfiguration(f"{run_dir} must belong to you alone; run: chmod 700 {run_dir}")
 
 
+def _insist_on_socket(directory: int, name: str, run_dir: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if not stat.S_ISSOCK(found.st_mode):
+            raise BadConfiguration(f"{run_dir / name} is not a socket and stands where ours belongs; move it away.")
+
+
 async def welcome(stream: trio.SocketStream, house: House) -> None:
     """One connection, from its first line to its end. Never raises for what a client does."""
     async with stream:
-        if _peer_uid(stream.socket) != os.geteuid():
-            logger.warning("a connection of another user was closed")
+        if not is_ours(stream):
             return
         try:
             if house.sessions >= SESSIONS_MAX:
@@ -110,6 +156,14 @@ async def _serve_mcp(stream: trio.SocketStream, rest: bytes, session: Session, h
         await mcp_server.serve(stream, rest, session, house)
     finally:
         house.sessions -= 1
+
+
+def is_ours(stream: trio.SocketStream) -> bool:
+    """Whether the user at the other end is the daemon's own; asked before the first byte is read."""
+    if _peer_uid(stream.socket) == os.geteuid():
+        return True
+    logger.warning("a connection of another user was closed")
+    return False
 
 
 def _peer_uid(connection: trio.socket.SocketType) -> int:
@@ -142,16 +196,26 @@ async def _read_hello(stream: trio.SocketStream) -> tuple[_Hello, bytes]:
 
 
 def _admit(hello: _Hello, house: House) -> Session:
-    hide(hello.settings.get("OPENAI_API_KEY", "").strip())
     try:
-        settings = Settings.parse(hello.settings, home_dir=user_home())
+        session = admit(hello.settings, hello.door, house)
     except BadConfiguration as exc:
         raise _Refused(str(exc)) from exc
     if hello.door == "mcp":
-        house.idle_exit_seconds = settings.idle_exit_seconds
+        house.idle_exit_seconds = session.settings.idle_exit_seconds
+    return session
+
+
+def admit(given: Mapping[str, str], door: Door, house: House) -> Session:
+    """A session with these settings. Its key goes to the keyring, and is blotted out of the diagnostics from here on.
+
+    Raises:
+        BadConfiguration: names the setting, its value (never the key's) and what is allowed.
+    """
+    hide(given.get("OPENAI_API_KEY", "").strip())
+    settings = Settings.parse(given, home_dir=user_home())
     if house.keyring.admit(settings):
         house.ledger.wake()
-    return Session(door=hello.door, settings=settings)
+    return Session(door=door, settings=settings)
 
 
 async def _refuse(stream: trio.SocketStream, sentence: str) -> None:

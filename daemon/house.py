@@ -25,6 +25,10 @@ class Ending:
         self.reason = ""
         self._wanted = trio.Event()
 
+    @property
+    def wanted(self) -> bool:
+        return self._wanted.is_set()
+
     def want(self, reason: str) -> None:
         self.reason = self.reason or reason
         self._wanted.set()

@@ -93,10 +93,7 @@ async def offer(house: House, settings: Settings) -> str:
             )
         if count:
             held = "1 generation that is not here" if count == 1 else f"{count:,} generations that are not here"
-            return (
-                f"The old history {path} holds {held}; to take them over run: "
-                f"imaged import-history {shlex.quote(str(path))}"
-            )
+            return f"The old history {path} holds {held}; to take them over run: imaged import-history {shlex.quote(str(path))}"
     return ""
 
 

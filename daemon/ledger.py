@@ -132,6 +132,20 @@ class Ledger:
         self._changed.set()
         self._changed = trio.Event()
 
+    async def between_writes(self, function: Callable[[], T]) -> T:
+        """Run this in the writer's thread, where nothing is appended and nothing is folded meanwhile.
+
+        Raises:
+            LogDead, and whatever else `function` raises; the first ends the daemon.
+        """
+        self._raise_if_broken()
+        try:
+            return await self._run_blocking(function)
+        except LogDead as exc:
+            self._failure = exc
+            self.wake()
+            raise
+
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[None]:
         """Runs the writer for as long as the body lasts; what is pending at the end is still written."""

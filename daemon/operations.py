@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from daemon import arguments, decisions, drawing, importing, questions, results
+from daemon import arguments, decisions, drawing, forgetting, importing, questions, results
 from daemon.arguments import Arguments
 from daemon.errors import Refused
 from daemon.house import House
@@ -287,6 +287,20 @@ OPERATIONS: Mapping[str, Operation] = {
             arguments=arguments.GetMetadataFromImage,
             result=results.ImageMetadata,
             ask=questions.get_metadata_from_image,
+        ),
+        Operation(
+            name="forget",
+            title="Forget a generation",
+            description=(
+                "Removes the words of one generation - prompt, file names, messages - from the log and the index, and its "
+                "pictures from the store; what it cost stays on record. With files, the saved pictures too. Cannot be undone."
+            ),
+            arguments=forgetting.Forget,
+            result=forgetting.Forgotten,
+            ask=forgetting.forget,
+            read_only=False,
+            destructive=True,
+            for_people=True,
         ),
         Operation(
             name="import_history",

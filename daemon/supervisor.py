@@ -2,7 +2,7 @@
 
 Start-up is nesting, and shutdown is the same read backwards:
 
-    lock ─ socket listens ─ index ─ log recovered ─ writer ─ interrupted work put right
+    lock ─ sockets listen ─ index ─ log recovered ─ writer ─ interrupted work put right, forgetting finished
          └─ workers ─ scheduler ─ doors open … doors close ─ workers end ─ last fact ─ log closed
 
 A client may connect from the second step on; it is served once everything behind the doors is true.
@@ -23,7 +23,7 @@ from typing import TypeVar
 import msgspec
 import trio
 
-from daemon import decisions, doors, scheduler
+from daemon import control, decisions, doors, forgetting, scheduler
 from daemon.config import Places
 from daemon.courier import Courier
 from daemon.errors import AlreadyRunning
@@ -68,12 +68,15 @@ async def serve(places: Places, *, exit_when_idle: bool, idle_exit_seconds: floa
         raise AlreadyRunning(str(exc)) from exc
     with closing(log):
         listener = doors.listen(places.run)
-        async with _house(places, log, idle_exit_seconds) as (house, recovery), listener:
+        control_listener = doors.listen(places.run, control.SOCKET_NAME)
+        async with _house(places, log, idle_exit_seconds) as (house, recovery), listener, control_listener:
             await house.ledger.record(decisions.start_daemon(VERSION, recovery.torn_bytes))
             await _put_right(house)
+            await forgetting.finish(house)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_listen_to_signals, house)
-                async with Courier.open(offline_seconds=offline_seconds) as courier:
+                # The control API goes on while the jobs end, and tells whoever asks that the daemon is ending.
+                async with Courier.open(offline_seconds=offline_seconds) as courier, control.open_door(control_listener, house):
                     await _work(house, courier, listener, exit_when_idle=exit_when_idle)
                 nursery.cancel_scope.cancel()
             await house.ledger.record(decisions.stop_daemon(house.ending.reason))

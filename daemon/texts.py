@@ -1,5 +1,6 @@
 """The readable twin of every result: plain lines, the most wanted first."""
 
+from daemon.forgetting import Forgotten
 from daemon.results import (
     HistoryImport,
     HistoryPage,
@@ -32,6 +33,9 @@ def text(result: Result) -> str:
             return "\n".join([result.message, *result.unusable])
         case JobsNow():
             return "\n".join(f"{job.job_id}: {job.state}" for job in result.jobs)
+        case Forgotten():
+            removed = [f"Removed: {path}" for path in result.files_removed]
+            return "\n".join([result.message, *removed, *(f"Kept: {why}" for why in result.kept)])
         case ImagesPage():
             return _images(result)
         case ImageMetadata():

@@ -1,7 +1,7 @@
 """Reads the log and believes nothing: verification, and the story of a job. Beside a running daemon or on a copy."""
 
 from collections.abc import Iterator
-from datetime import UTC
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,8 @@ from eventlog.events import (
     AttemptFailed,
     AttemptStarted,
     Commit,
+    DaemonStarted,
+    DaemonStopped,
     HistoryImported,
     JobCancelled,
     JobCancelRequested,
@@ -21,9 +23,10 @@ from eventlog.events import (
     JobRequested,
     JobStarted,
     ReplyReceived,
+    WordsForgotten,
 )
 from eventlog.jobs import JobBoard
-from eventlog.segments import START, Mark, Scan, located, read_log, segment_name, segment_starts
+from eventlog.segments import START, Located, Mark, Scan, located, read_log, segment_name, segment_starts
 from eventlog.values import CostRange, JobId, MicroUSD, Position, Sha256, Words
 
 PROMPT_SHOWN_MAX = 200
@@ -34,6 +37,16 @@ class Fault(NamedTuple):
     position: int
     offset: int
     sentence: str
+
+
+class Forgetting(NamedTuple):
+    """Words that a fact says are forgotten. `standing` are commits that have them still: that is unfinished."""
+
+    job: JobId
+    position: Position
+    at: datetime
+    words: int
+    standing: tuple[Position, ...]
 
 
 class Verification(NamedTuple):
@@ -48,6 +61,7 @@ class Verification(NamedTuple):
     mark: Mark
     unfinished_bytes: int
     fault: Fault | None
+    forgotten: tuple[Forgetting, ...] = ()
 
     @property
     def head(self) -> Position:
@@ -69,24 +83,50 @@ def verify(directory: Path, disk: Disk | None = None) -> Verification:
     try:
         segments = segment_starts(disk.names(descriptor))
         scan = Scan(disk, descriptor, segments, None)
-        mark, fault = _follow(scan)
+        words = _SpokenWords()
+        mark, fault = _follow(scan, words)
         unfinished = 0
         if fault is None and segments:
             unfinished = max(0, segments[-1] + _size(disk, descriptor, segments[-1]) - scan.end)
     finally:
         disk.close(descriptor)
-    return Verification(mark.position, len(segments), mark, unfinished, fault)
+    return Verification(mark.position, len(segments), mark, unfinished, fault, tuple(words.forgotten))
 
 
-def _follow(scan: Scan) -> tuple[Mark, Fault | None]:
+class _SpokenWords:
+    """Which words stand and which are gone: the fact that says why stands behind them."""
+
+    def __init__(self) -> None:
+        self.forgotten: list[Forgetting] = []
+        self._stand = bytearray(1)  # by position; a set of a million numbers would be seventy times as large
+        self._gone: dict[Position, Mark] = {}
+
+    def follow(self, found: Located) -> None:
+        commit, mark, gone = found
+        self._stand.append(commit.words is not None)
+        if gone:
+            self._gone[mark.position] = mark
+        for event in commit.events:
+            if isinstance(event, WordsForgotten):
+                known = [position for position in event.positions if 0 < position < len(self._stand)]
+                standing = tuple(position for position in known if self._stand[position])
+                self.forgotten.append(Forgetting(event.job, commit.position, commit.at, len(event.positions), standing))
+                for position in known:
+                    self._gone.pop(position, None)
+
+    def fault(self) -> Fault | None:
+        for mark in self._gone.values():
+            return Fault(mark.position, mark.offset, f"the words of commit {mark.position} are gone, and no fact says why")
+        return None
+
+
+def _follow(scan: Scan, words: _SpokenWords) -> tuple[Mark, Fault | None]:
     board = JobBoard()
     mark = START
     try:
         for found in scan:
-            commit, mark, forgotten = located(found)
-            if forgotten:
-                why = f"the words of commit {mark.position} are gone, and no fact says why"
-                return mark, Fault(mark.position, mark.offset, why)
+            commit, mark, _ = one = located(found)
+            words.follow(one)
             board.apply(commit)
             board.drop_over(commit.position)
     except IllegalTransition as exc:
@@ -95,7 +135,7 @@ def _follow(scan: Scan) -> tuple[Mark, Fault | None]:
         return mark, Fault(exc.position, exc.offset, str(exc))
     except LogTooNew as exc:
         return mark, Fault(mark.position + 1, scan.end, str(exc))
-    return mark, None
+    return mark, words.fault()
 
 
 def _size(disk: Disk, directory: int, segment: int) -> int:
@@ -106,20 +146,37 @@ def _size(disk: Disk, directory: int, segment: int) -> int:
         disk.close(descriptor)
 
 
-def narrate(directory: Path, job: JobId) -> Iterator[str]:
-    """One line for each fact of one job, in the order of the log.
+def commits(directory: Path, until: Position | datetime | None = None) -> Iterator[Located]:
+    """Every commit up to and with a position, or before the first one that is later than a time; None: all of them.
 
     Raises:
         LogCorrupt, LogTooNew
     """
-    for commit, _, _ in read_log(directory, None):
+    for one in read_log(directory, None):
+        if until is not None and (one.commit.at > until if isinstance(until, datetime) else one.mark.position > until):
+            return
+        yield one
+
+
+def narrate(directory: Path, job: JobId | None = None, until: Position | datetime | None = None) -> Iterator[str]:
+    """One line for each fact of one job, or of all of them and of the daemon that drew them, in the order of the log.
+
+    Raises:
+        LogCorrupt, LogTooNew
+    """
+    for commit, _, _ in commits(directory, until):
+        at = commit.at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
         for event in commit.events:
-            if isinstance(event, JobEvent) and event.job == job:
-                at = commit.at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
-                yield harmless(f"{at} #{commit.position} {_told(event, commit)}")
+            if isinstance(event, JobEvent | WordsForgotten) and job in (None, event.job):
+                whose = "" if job else f"{event.job} "
+                yield harmless(f"{at} #{commit.position} {whose}{_told(event, commit)}")
+            elif job is None and isinstance(event, DaemonStarted):
+                yield harmless(f"{at} #{commit.position} imaged {event.software} started")
+            elif job is None and isinstance(event, DaemonStopped):
+                yield harmless(f"{at} #{commit.position} imaged stopped: {event.reason}")
 
 
-def _told(event: JobEvent, commit: Commit) -> str:
+def _told(event: JobEvent | WordsForgotten, commit: Commit) -> str:
     words = commit.words or Words(salt="")
     match event:
         case HistoryImported(images=images):
@@ -153,6 +210,8 @@ def _told(event: JobEvent, commit: Commit) -> str:
             return f"cancelled, billed: {event.billed}"
         case JobInterrupted():
             return f"interrupted: {event.code}; {visible(words.message)}"
+        case WordsForgotten():
+            return f"forgotten: the words of {len(event.positions)} commits"
 
 
 def _range(estimate: CostRange) -> str:

@@ -181,6 +181,18 @@ class HistoryImported(Value, frozen=True, tag=True):
     usage: Usage | None = None
 
 
+class WordsForgotten(Value, frozen=True, tag=True):
+    """Somebody wants the words of a job to be gone: on disk before the first of them is removed.
+
+    `positions` are the commits whose words go, the job's own and requests that repeat them. What the store holds for
+    this job alone goes as well and, with `files`, what was saved for its owner.
+    """
+
+    job: JobId
+    positions: tuple[Position, ...]
+    files: bool = False
+
+
 JobEvent = (
     HistoryImported
     | JobRequested
@@ -194,7 +206,7 @@ JobEvent = (
     | JobCancelled
     | JobInterrupted
 )
-Event = LogCreated | DaemonStarted | DaemonStopped | RequestReceived | JobEvent
+Event = LogCreated | DaemonStarted | DaemonStopped | RequestReceived | WordsForgotten | JobEvent
 
 
 class Commit(Value, frozen=True):

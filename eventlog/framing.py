@@ -150,6 +150,19 @@ def read(line: bytes) -> Line:
     return Line(Sha256(proof), Sha256(parsed.previous), Position(parsed.batch), commit, forgotten)
 
 
+def without_words(line: bytes) -> bytes:
+    """The same line, of the same length, with spaces in place of its words: every byte behind it stays where it is.
+
+    What stays of them is their digest, which cannot be guessed against without the salt, and how long they were.
+
+    Raises:
+        Unsound, LogTooNew: see `read`.
+    """
+    read(line)
+    body_end = line.find(b" ", 65)
+    return line if body_end < 0 else line[:body_end].ljust(len(line), b" ")
+
+
 def hidden_lines(run: bytes) -> Iterator[bytes]:
     """What may be lines inside `run`, beyond its start: damage to a newline hides the line behind it."""
     for found in _LINE_START.finditer(run, 1):

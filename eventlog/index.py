@@ -16,13 +16,15 @@ from pathlib import Path
 import msgspec
 
 from eventlog.errors import IndexUnavailable
-from eventlog.jobs import Job, JobBoard
+from eventlog.events import Commit, WordsForgotten
+from eventlog.jobs import Job, JobBoard, without_words
 from eventlog.segments import Located, Mark
 from eventlog.spending import Amounts, Period, Spending, reservations_of
 from eventlog.values import JobId, Position
 
-VERSION = 2
+VERSION = 3
 TRIGRAM_CHARACTERS_MIN = 3
+BUSY_SECONDS_MAX = 0.1  # every commit waits for this: what somebody else holds locked is written with the next one
 # Checkpoints belong into idle moments: one made by a commit stalls the writer by up to 370 ms. This many pages
 # (64 MiB) are only the bound for a daemon that is never idle.
 CHECKPOINT_PAGES = 16_384
@@ -59,12 +61,17 @@ CREATE TABLE spending (
     unpriced INTEGER NOT NULL, images INTEGER NOT NULL, replies INTEGER NOT NULL,
     PRIMARY KEY (day, model, client, key)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE forgetting (
+    number INTEGER PRIMARY KEY,           -- of a WordsForgotten that is not known to be carried out
+    body BLOB NOT NULL                    -- the fact, JSON
+) STRICT;
 """
 TRIGRAMS = "CREATE VIRTUAL TABLE prompt USING fts5(folded, content='', columnsize=0, tokenize='trigram case_sensitive 1')"
 
 logger = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
 _decode_job = msgspec.json.Decoder(Job).decode
+_decode_forgotten = msgspec.json.Decoder(WordsForgotten).decode
 _UNUSABLE = (sqlite3.Error, msgspec.DecodeError, UnicodeDecodeError)
 
 
@@ -90,6 +97,10 @@ class Index:
         self._db = connection
         self._has_trigrams = has_trigrams(connection)
         self.stale = False
+        self._damaged = False
+        self._jobs: dict[JobId, None] = {}  # what has changed and is not written yet
+        self._periods: dict[Period, None] = {}
+        self._forgotten: list[tuple[Commit, WordsForgotten]] = []
         row = connection.execute("SELECT offset, position, hash FROM reached").fetchone()
         self.mark = msgspec.convert(row, Mark) if row else None
         live = connection.execute("SELECT body FROM job WHERE state IN ('pending', 'running') ORDER BY number").fetchall()
@@ -127,31 +138,80 @@ class Index:
         return self.mark.position if self.mark else Position(0)
 
     def fold(self, located: Sequence[Located]) -> None:
-        """Follow these commits in one transaction. Fails nobody: a stale index is caught up at the next start."""
-        jobs: dict[JobId, None] = {}
-        periods: dict[Period, None] = {}
+        """Follow these commits in one transaction, and with them whatever could not be written before. Fails nobody:
+        an index that somebody holds locked is caught up with the next commit, a damaged one at the next start.
+        """
         for commit, _, _ in located:
-            jobs.update(dict.fromkeys(self.board.apply(commit)))
-            periods.update(dict.fromkeys(self.spending.apply(commit)))
-        if self.stale or not located:
+            self._jobs.update(dict.fromkeys(self.board.apply(commit)))
+            self._periods.update(dict.fromkeys(self.spending.apply(commit)))
+            self._forgotten += [(commit, event) for event in commit.events if isinstance(event, WordsForgotten)]
+        if self._damaged or not located:
             return
         try:
-            self._write(jobs, periods, located[-1].mark)
+            self._write(self._jobs, self._periods, self._forgotten, located[-1].mark)
         except sqlite3.Error as exc:
-            logger.warning("the index falls behind until the next start", extra={"why": str(exc)})
+            logger.warning("the index falls behind", extra={"why": str(exc)})
             self.stale = True
             with contextlib.suppress(sqlite3.Error):
                 self._db.rollback()
             if not isinstance(exc, sqlite3.OperationalError):
                 # Damaged, not merely busy or without room: its name goes now, so that the next start makes it anew.
                 # Open connections go on reading what they have.
+                self._damaged = True
                 with contextlib.suppress(OSError):
                     _remove(self._path)
+            return
+        self.stale = False
+        self._jobs, self._periods, self._forgotten = {}, {}, []
 
     def checkpoint(self) -> None:
         """Bring the write-ahead log home; for idle moments. Waits for nobody, and fails nobody."""
         with contextlib.suppress(sqlite3.Error):
             self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def forgetting(self) -> tuple[WordsForgotten, ...]:
+        """What was to be forgotten and is not known to be gone; after a rebuild that is everything that ever was.
+
+        Raises:
+            IndexUnavailable
+        """
+        try:
+            rows = self._db.execute("SELECT body FROM forgetting ORDER BY number").fetchall()
+            return tuple(_decode_forgotten(body) for (body,) in rows)
+        except _UNUSABLE as exc:
+            raise IndexUnavailable(f"The index {self._path} cannot be read ({exc}); restart the daemon.") from exc
+
+    def scrub(self) -> None:
+        """No byte of what its rows no longer say is left in the file or its companions. Slow: writes all of it anew.
+
+        Raises:
+            IndexUnavailable: it is behind the log, somebody else is reading it, or there is no room; nothing is lost.
+        """
+        if self.stale:
+            raise IndexUnavailable(f"The index {self._path} is behind the log; restart the daemon, then it catches up.")
+        try:
+            if self._has_trigrams:
+                self._db.execute("INSERT INTO prompt (prompt) VALUES ('optimize')")
+            self._db.execute("VACUUM")
+            (busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.Error as exc:
+            raise IndexUnavailable(f"The index {self._path} cannot be written anew ({exc}); see to the disk.") from exc
+        if busy:
+            raise IndexUnavailable(f"Another program is reading the index {self._path}; close it.")
+
+    def forgot(self, jobs: Iterable[JobId]) -> None:
+        """Everything that was to be forgotten of these jobs is gone from everywhere.
+
+        Raises:
+            IndexUnavailable: that could not be noted; it is looked for again at the next start.
+        """
+        gone = set(jobs)
+        try:
+            for number, body in self._db.execute("SELECT number, body FROM forgetting").fetchall():
+                if _decode_forgotten(body).job in gone:
+                    self._db.execute("DELETE FROM forgetting WHERE number = ?", (number,))
+        except _UNUSABLE as exc:
+            raise IndexUnavailable(f"The index {self._path} cannot be written ({exc}); see to the disk.") from exc
 
     def close(self) -> None:
         self.checkpoint()
@@ -161,11 +221,19 @@ class Index:
         self._db.close()
         _remove(self._path)
 
-    def _write(self, jobs: Iterable[JobId], periods: Iterable[Period], mark: Mark) -> None:
+    def _write(
+        self,
+        jobs: Iterable[JobId],
+        periods: Iterable[Period],
+        forgotten: Iterable[tuple[Commit, WordsForgotten]],
+        mark: Mark,
+    ) -> None:
         self._db.execute("BEGIN IMMEDIATE")
         for job_id in jobs:
             if (job := self.board.get(job_id)) is not None:
                 self._write_job(job)
+        for commit, event in forgotten:
+            self._forget(commit, event)
         amounts = dict(self.spending.rows())
         for period in periods:
             self._write_spending(period, amounts[period])
@@ -206,11 +274,22 @@ class Index:
             ),
         )
         if prompt is not None and self._has_trigrams:
-            # The tokenizer stops at a NUL. The search looks at the prompt itself afterwards, so more may match here.
-            self._db.execute(
-                "INSERT INTO prompt (rowid, folded) VALUES (?, ?)",
-                (job.requested_position, prompt.replace("\0", "\ufffd")),
-            )
+            self._db.execute("INSERT INTO prompt (rowid, folded) VALUES (?, ?)", (job.requested_position, _trigrams_of(prompt)))
+
+    def _forget(self, commit: Commit, event: WordsForgotten) -> None:
+        self._db.execute("INSERT INTO forgetting (body) VALUES (?)", (_encode(event),))
+        row = self._db.execute("SELECT number, prompt, body FROM job WHERE id = ?", (event.job,)).fetchone()
+        if row is None:
+            return
+        number, prompt, body = row
+        if prompt is not None and self._has_trigrams:
+            told = "INSERT INTO prompt (prompt, rowid, folded) VALUES ('delete', ?, ?)"  # it keeps no text to look at
+            self._db.execute(told, (number, _trigrams_of(prompt)))
+        try:
+            job = without_words(_decode_job(body), commit.at)
+        except msgspec.DecodeError as exc:
+            raise sqlite3.DatabaseError(f"the row of job {event.job} is damaged") from exc
+        self._db.execute("UPDATE job SET prompt = NULL, body = ? WHERE number = ?", (_encode(job), number))
 
     def _write_spending(self, period: Period, amounts: Amounts) -> None:
         self._db.execute(
@@ -222,7 +301,7 @@ class Index:
 def _connect(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.touch(mode=0o600)
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    db = sqlite3.connect(path, timeout=BUSY_SECONDS_MAX, isolation_level=None, check_same_thread=False)
     try:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
@@ -242,6 +321,11 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 def has_trigrams(db: sqlite3.Connection) -> bool:
     return db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'prompt'").fetchone() is not None
+
+
+def _trigrams_of(prompt: str) -> str:
+    """The tokenizer stops at a NUL. The search looks at the prompt itself afterwards, so more may match here."""
+    return prompt.replace("\0", "\ufffd")
 
 
 def _remove(path: Path) -> None:

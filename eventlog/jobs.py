@@ -30,6 +30,7 @@ from eventlog.events import (
     JobRequested,
     JobStarted,
     ReplyReceived,
+    WordsForgotten,
 )
 from eventlog.values import (
     Account,
@@ -101,7 +102,7 @@ class Job(Value, frozen=True):
     """All that is known of one job. Times are UTC. `position` is the commit that last changed it.
 
     `imported` names the earlier program that drew it, and `missing` its files that were not found then.
-    `retry_at` is when a job between two attempts asks again.
+    `retry_at` is when a job between two attempts asks again; from `forgotten_at` on its words are gone.
     """
 
     id: JobId
@@ -139,6 +140,7 @@ class Job(Value, frozen=True):
     categories: tuple[str, ...] = ()
     imported: str = ""
     missing: tuple[str, ...] = ()
+    forgotten_at: datetime | None = None
 
     @property
     def state(self) -> JobState:
@@ -224,6 +226,21 @@ def advance(job: Job, event: JobEvent, commit: Commit) -> Job:
         raise IllegalTransition(f"job {job.id} is {job.stage.value}; {type(event).__name__} may not follow")
     changes = _changes(job, event, _words(commit), commit.at)
     return msgspec.structs.replace(job, stage=stage, position=commit.position, changed_at=commit.at, **changes)
+
+
+def without_words(job: Job, at: datetime) -> Job:
+    """The job as a log tells it whose words of it are gone."""
+    return msgspec.structs.replace(
+        job,
+        prompt=None,
+        output_path=None,
+        output_dir=None,
+        images=tuple(msgspec.structs.replace(image, path=None, sidecar=None) for image in job.images),
+        error="",
+        source_names=(),
+        missing=(),
+        forgotten_at=job.forgotten_at or at,
+    )
 
 
 def _changes(job: Job, event: JobEvent, words: Words, at: datetime) -> dict[str, object]:
@@ -315,6 +332,8 @@ class JobBoard:
         """
         touched: dict[JobId, Job] = {}
         for event in commit.events:
+            if isinstance(event, WordsForgotten):
+                touched |= self._without_words(event, commit)
             if not isinstance(event, JobEvent):
                 continue
             if isinstance(event, JobRequested | HistoryImported):
@@ -329,6 +348,15 @@ class JobBoard:
             touched[event.job] = advance(job, event, commit)
         self._jobs.update(touched)
         return tuple(touched)
+
+    def _without_words(self, event: WordsForgotten, commit: Commit) -> dict[JobId, Job]:
+        """A job that is over may have left the board."""
+        job = self._jobs.get(event.job)
+        if job is None:
+            return {}
+        if not job.state.is_over:
+            raise IllegalTransition(f"job {job.id} is {job.stage.value}; its words may not be forgotten yet")
+        return {job.id: without_words(job, commit.at)}
 
     def drop_over(self, up_to: Position) -> None:
         """Forget the jobs that were over at `up_to`; the index holds them."""

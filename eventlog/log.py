@@ -20,6 +20,7 @@ from eventlog.disk import Disk
 from eventlog.errors import LogCorrupt, LogDead, LogFull, LogLocked
 from eventlog.events import FORMAT, Commit, LogCreated
 from eventlog.framing import Draft, draft, seal
+from eventlog.rewriting import rewrite, sweep
 from eventlog.segments import READ_BYTES, START, Located, Mark, Read, Scan, located, segment_name, segment_starts
 from eventlog.values import Position
 
@@ -161,6 +162,47 @@ class EventLog:
         if was_full:
             self._keep_reserve()
         return marks
+
+    def forget(self, lines: Sequence[Mark]) -> tuple[Mark, ...]:
+        """Remove the words of these commits from the first segment that holds some; returns what is left to do.
+
+        The segment is replaced as a whole: a crash leaves the old one or the new one, and no offset changes.
+
+        Raises:
+            LogFull: no room for the copy; the segment is as it was.
+            LogCorrupt: these commits are not there; nothing was changed.
+            LogDead: the disk failed, now or before.
+        """
+        if self._dead:
+            raise LogDead(self._dead)
+        assert self._directory is not None
+        ordered = sorted(lines)
+        try:
+            sweep(self._disk, self._directory)
+            if not ordered:
+                return ()
+            segments = segment_starts(self._disk.names(self._directory))
+            number = max(index for index, start in enumerate(segments) if start <= ordered[0].offset)
+            start, end = segments[number], [*segments, self._end][number + 1]
+            rewrite(self._disk, self._directory, range(start, end), [line for line in ordered if line.offset < end])
+        except OSError as exc:
+            if exc.errno in NO_SPACE:
+                raise self._no_room() from exc
+            raise self._die("written", exc) from exc
+        self._follow_rewriting(start)
+        return tuple(line for line in ordered if line.offset >= end)
+
+    def _follow_rewriting(self, start: int) -> None:
+        """Whatever goes wrong from here on, the descriptor may show a file that has no name any more."""
+        assert self._directory is not None
+        try:
+            self._disk.sync_directory(self._directory)
+            if start == self._segment_start and self._segment is not None:
+                self._disk.close(self._segment)
+                self._segment = None
+                self._segment = self._disk.open(self._directory, segment_name(start), write=True)
+        except OSError as exc:
+            raise self._die("synced", exc) from exc
 
     def _seal(self, drafts: Sequence[Draft]) -> tuple[bytes, tuple[Mark, ...]]:
         previous, offset, lines, marks = self.head.hash, self._end, [], []

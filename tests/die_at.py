@@ -3,13 +3,17 @@
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from daemon import cli
 from eventlog.disk import Disk
 from eventlog.framing import Draft
 from eventlog.log import EventLog
-from tools.files import Store
+from tools.files import OutputRoot, Store
+from tools.names import OutputName
 
 
 def die() -> None:
@@ -73,6 +77,24 @@ def after_spool() -> None:
     Store.spool = spool_then_die  # type: ignore[method-assign]
 
 
+def while_placing() -> None:
+    place, pwrite = OutputRoot.place, Disk.pwrite
+    placing = threading.Event()
+
+    def place_and_tell(self: OutputRoot, name: OutputName, data: bytes, **how: Any) -> Path:
+        placing.set()
+        return place(self, name, data, **how)
+
+    def write_half_and_die(self: Disk, fd: int, data: bytes, offset: int) -> None:
+        if placing.is_set() and data.startswith(b"\x89PNG"):
+            pwrite(self, fd, data[: len(data) // 2], offset)
+            die()
+        pwrite(self, fd, data, offset)
+
+    OutputRoot.place = place_and_tell  # type: ignore[method-assign]
+    Disk.pwrite = write_half_and_die  # type: ignore[method-assign]
+
+
 MOMENTS: dict[str, Callable[[], None]] = {
     "while JobRequested is appended": lambda: while_appending("JobRequested"),
     "after JobRequested": lambda: after_append_of("JobRequested"),
@@ -84,6 +106,7 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "after the spool": after_spool,
     "while ReplyReceived is appended": lambda: while_appending("ReplyReceived"),
     "after ReplyReceived": lambda: after_append_of("ReplyReceived"),
+    "while the file is written": while_placing,
     "after the file": lambda: before_append_of("JobCompleted"),
     "while JobCompleted is appended": lambda: while_appending("JobCompleted"),
     "after JobCompleted": lambda: after_append_of("JobCompleted"),

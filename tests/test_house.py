@@ -149,7 +149,7 @@ def event_classes() -> list[type]:
 @pytest.mark.parametrize("event", [c for c in event_classes() if c.__module__ == events.__name__])
 def test_facts_are_past_tense_frozen_and_say_what_they_mean(event: type) -> None:
     last = re.findall(r"[A-Z][a-z]+", event.__name__)[-1]
-    assert last.endswith("ed"), event.__name__
+    assert last.endswith(("ed", "Forgotten")), event.__name__
     assert event.__doc__ and "(" not in event.__doc__.splitlines()[0]
     assert event.__struct_config__.frozen  # type: ignore[attr-defined]
     assert event.__struct_config__.tag == event.__name__  # type: ignore[attr-defined]

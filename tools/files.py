@@ -207,6 +207,15 @@ class Store:
             raise FileFailed(f"The picture {self.path(sha256)} is damaged: its digest does not fit.", code="io_error")
         return data
 
+    def remove(self, sha256: Sha256) -> bool:
+        """Durably; False if it was not there. Blocking; raises FileFailed."""
+        with self._opened(self._path / sha256[:2]) as folder:
+            there = sha256 in self._disk.names(folder)
+            if there:
+                self._disk.unlink(folder, sha256)
+            self._disk.sync_directory(folder)
+        return there
+
     def path(self, sha256: Sha256) -> Path:
         return self._path / sha256[:2] / sha256
 

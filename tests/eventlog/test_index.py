@@ -229,6 +229,21 @@ def test_a_fold_that_fails_fails_nobody_and_the_views_still_follow(tmp_path: Pat
         assert_true(path, index, commits)
 
 
+def test_an_index_that_somebody_held_locked_is_caught_up_with_the_next_commit(tmp_path: Path) -> None:
+    commits = one_job() + one_job(7, number=2)
+    path = tmp_path / "index.sqlite"
+    located = placed(commits)
+    with closing(Index.open(path)) as index, closing(sqlite3.connect(path, isolation_level=None)) as somebody:
+        index.fold(located[:2])
+        somebody.execute("BEGIN IMMEDIATE")
+        index.fold(located[2:8])
+        assert index.stale and index.reached == commits[1].position
+        somebody.execute("ROLLBACK")
+        index.fold(located[8:])
+        assert not index.stale
+        assert_true(path, index, commits)
+
+
 def test_an_index_that_cannot_be_made_is_said_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(IndexUnavailable, match="cannot be made"):
