@@ -8,10 +8,12 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
-from daemon import bridge, config
-from daemon.errors import AlreadyRunning, BadConfiguration, NotRunning
+from daemon import bridge, cli_audit, config
+from daemon.errors import AlreadyRunning, BadConfiguration, NotRunning, Refused
+from daemon.setup_clients import CLIENTS
 from daemon.version import VERSION
 from eventlog.errors import EventLogError, IndexUnavailable, LogFull
 
@@ -45,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     except AlreadyRunning as exc:
         _say(str(exc))
         return bridge.EXIT_ALREADY_RUNNING
-    except (BadConfiguration, bridge.Trouble, EventLogError, IndexUnavailable, LogFull) as exc:
+    except (BadConfiguration, Refused, bridge.Trouble, EventLogError, IndexUnavailable, LogFull) as exc:
         _say(str(exc))
         return FAILED
     except KeyboardInterrupt:
@@ -107,6 +109,43 @@ def import_history(asked: argparse.Namespace) -> int:
     """Take over the history of openai-gpt-image-mcp-server; what is here already stays as it is."""
     path = None if asked.path is None else str(Path(asked.path).expanduser().absolute())
     return _ask("import_history", {"path": path}, as_json=asked.json, start=True)
+
+
+def setup(asked: argparse.Namespace) -> int:
+    """Put imaged into a client's configuration, and leave everything else there as it is."""
+    from daemon import demo
+    from daemon import setup as putting
+
+    values = dict(pair.partition("=")[::2] for pair in asked.env)
+    wish = putting.Wish(asked.client, remove=asked.remove, print_only=asked.print, adopt=asked.adopt, values=values)
+    environ = config.process_environment()
+    outcome = putting.setup(wish, executable=demo.mcp_command(), environ=environ, home=Path(bridge.user_home(environ)))
+    print(outcome.text)  # noqa: T201
+    return OK
+
+
+def doctor(asked: argparse.Namespace) -> int:
+    """Look at everything that can be wrong, and say what to do about it."""
+    from daemon import demo
+    from daemon import doctor as examining
+    from daemon.doctor_world import ask_for_models
+
+    findings = examining.examine(
+        config.process_environment(),
+        executable=demo.mcp_command(),
+        now=datetime.now(UTC),
+        ask_models=ask_for_models if asked.online else None,
+    )
+    if asked.json:
+        print(json.dumps([finding._asdict() for finding in findings], ensure_ascii=False))  # noqa: T201
+    else:
+        print(examining.report(findings))  # noqa: T201
+    return OK if examining.is_well(findings) else FAILED
+
+
+def forget(asked: argparse.Namespace) -> int:
+    """Remove what one generation says and shows, for ever; what it cost stays on record."""
+    return _ask("forget", {"uuid": asked.uuid, "files": asked.files}, as_json=asked.json, start=True)
 
 
 def batch(asked: argparse.Namespace) -> int:
@@ -187,6 +226,20 @@ def _parser() -> argparse.ArgumentParser:
         help="the old database; left out: HISTORY_DB_PATH, or the places where that program kept it",
     )
     importing.add_argument("--json", action="store_true", help="answer as JSON")
+    setting_up = add("setup", setup, setup.__doc__)
+    setting_up.add_argument("client", choices=CLIENTS)
+    setting_up.add_argument("--remove", action="store_true", help="take our entry out again")
+    setting_up.add_argument("--print", action="store_true", help="show the entry and its place, write nothing")
+    setting_up.add_argument("--adopt", action="store_true", help="take over the settings of openai-gpt-image-mcp-server's entry")
+    setting_up.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="a setting for the entry")
+    examining = add("doctor", doctor, doctor.__doc__)
+    examining.add_argument("--online", action="store_true", help="also ask OpenAI whether the key works; costs nothing")
+    examining.add_argument("--json", action="store_true", help="answer as JSON")
+    forgetting = add("forget", forget, forget.__doc__)
+    forgetting.add_argument("uuid", help="the generation, as `list_history` shows it")
+    forgetting.add_argument("--files", action="store_true", help="remove the saved pictures, too")
+    forgetting.add_argument("--json", action="store_true", help="answer as JSON")
+    cli_audit.add(commands)
     add("demo", demo, demo.__doc__)
     _add_batch_options(add("batch", batch, batch.__doc__))
     return parser

@@ -159,6 +159,11 @@ def environment() -> dict[str, str]:
     return bridge.with_env_file(os.environ)
 
 
+def process_environment() -> Mapping[str, str]:
+    """The bare environment: for what works without a sound `.env` file, or looks at one."""
+    return os.environ
+
+
 def user_home() -> Path:
     """The user's home directory, from HOME or, without it, the password database."""
     return Path.home()

@@ -13,7 +13,7 @@ import httpx
 import trio
 
 from daemon import offline
-from daemon.config import Secret
+from daemon.config import Secret, Settings
 from daemon.errors import BadConfiguration
 from eventlog.values import Account
 from tools.openai_api import ApiRequest, Failure, transport_failure
@@ -23,6 +23,7 @@ WRITE_SECONDS_MAX = 120.0  # up to 16 source images of 50 MB
 READ_SECONDS_MAX = 600.0  # silence while the picture is drawn; 3-5 minutes were measured for large ones
 ATTEMPT_SECONDS_MAX = 900.0
 CLOSE_SECONDS_MAX = 2.0
+MODELS_SECONDS_MAX = 20.0  # a list of some kilobytes
 REPLY_BYTES_MAX = 512 * 1024 * 1024  # ten 4K PNGs in base64 are about 330 MB
 
 
@@ -89,6 +90,15 @@ class Courier:
             return transport_failure("not_sent", "the request could not be put into HTTP")
         except (httpx.HTTPError, httpx.StreamError, trio.TooSlowError, _TooLong) as exc:
             return transport_failure("outcome_unknown", str(exc) or type(exc).__name__)
+
+
+async def ask_for_models(settings: Settings) -> RawReply | Failure:
+    """GET /models, once: costs nothing, and tells whether the key is taken. Bounded in time; redirects are not followed."""
+    question = ApiRequest("GET", "/models", {}, b"")
+    async with Courier.open(offline_seconds=0) as courier:
+        with trio.move_on_after(MODELS_SECONDS_MAX):
+            return await courier.send(question, settings.account, settings.key, "imaged-doctor")
+    return transport_failure("not_sent", f"no answer within {MODELS_SECONDS_MAX:.0f} s")
 
 
 class _TooLong(Exception):

@@ -1,0 +1,146 @@
+"""`imaged audit` and `imaged forget`: proving what happened, and removing what a person may demand to be removed.
+
+Rule: the audit commands only read, and work on a copy of a home as well as beside a running daemon. stdout is the
+answer, everything else goes to stderr. 0 is sound, 1 a fault, 2 a wrong command line.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from daemon import config
+from daemon.errors import BadConfiguration
+from eventlog.values import Position
+
+if TYPE_CHECKING:
+    from daemon.auditing import Seal
+
+OK, FAULT = 0, 1
+Command = Callable[[argparse.Namespace], int]
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`audit` with its own commands."""
+    audit = commands.add_parser(
+        "audit", help="Prove what happened, from the log.", description="Prove what happened, from the log."
+    )
+    inner = audit.add_subparsers(title="commands", required=True)
+
+    def one(name: str, function: Command) -> argparse.ArgumentParser:
+        summary = (function.__doc__ or "").splitlines()[0]
+        command = inner.add_parser(name, help=summary, description=summary)
+        command.set_defaults(command=function)
+        command.add_argument("--home", type=Path, metavar="DIR", help="a copy of a home; left out: IMAGED_HOME")
+        return command
+
+    verifying = one("verify", verify)
+    verifying.add_argument("--against", type=Path, metavar="FILE", help="a seal that `audit seal --json` printed earlier")
+    verifying.add_argument("--json", action="store_true", help="answer as JSON")
+    one("seal", seal).add_argument("--json", action="store_true", help="answer as JSON, for `audit verify --against`")
+    replaying = one("replay", replay)
+    replaying.add_argument("--until", metavar="POSITION|TIME", help="up to this commit, or this UTC time")
+    exporting = one("export", export)
+    exporting.add_argument("--format", choices=("html", "jsonl", "csv"), default="html")
+    exporting.add_argument("--output", type=Path, metavar="FILE", help="left out: stdout")
+    showing = one("show", show)
+    showing.add_argument("uuid")
+    kind = showing.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--curl", dest="kind", action="store_const", const="curl", help="as a command line")
+    kind.add_argument("--python", dest="kind", action="store_const", const="python", help="as a program")
+
+
+def verify(asked: argparse.Namespace) -> int:
+    """Check the chain, every transition, every stored blob and every saved file."""
+    from daemon import auditing
+
+    against = None if asked.against is None else _seal(asked.against)
+    verdict = auditing.verify(_home(asked), against)
+    if asked.json:
+        _out(msgspec.json.encode({"sound": verdict.is_sound, **msgspec.to_builtins(verdict)}).decode())
+        return OK if verdict.is_sound else FAULT
+    _out(f"{verdict.commits:,} commits in {verdict.segments} segments, head {verdict.head_hash}")
+    _out(f"{verdict.blobs_checked:,} stored blobs checked; {verdict.files_unchanged:,} saved files unchanged")
+    if verdict.unfinished_bytes:
+        _out(f"{verdict.unfinished_bytes:,} bytes follow the last sound line: a write under way, or a torn end")
+    for finding in (*verdict.blobs, *verdict.files, *verdict.forgotten):
+        _out(json.dumps(msgspec.to_builtins(finding), ensure_ascii=False))
+    if verdict.broken_seal:
+        _out(f"The seal does not hold: {verdict.broken_seal}")
+    if verdict.fault is not None:
+        _out(f"FAULT at position {verdict.fault.position}, byte {verdict.fault.offset}: {verdict.fault.sentence}")
+    _out("sound" if verdict.is_sound else "NOT SOUND")
+    return OK if verdict.is_sound else FAULT
+
+
+def seal(asked: argparse.Namespace) -> int:
+    """Print position and head hash, for somebody else to keep."""
+    from daemon import auditing
+
+    found = auditing.seal(_home(asked))
+    text = msgspec.json.encode(found).decode()
+    _out(text if asked.json else f"position {found.position}, head {found.head_hash}, at {found.at}")
+    return OK
+
+
+def replay(asked: argparse.Namespace) -> int:
+    """Tell every generation as it happened."""
+    from daemon import auditing
+
+    for line in auditing.replay(_home(asked), _until(asked.until)):
+        _out(line)
+    return OK
+
+
+def export(asked: argparse.Namespace) -> int:
+    """Write every generation as one HTML page, JSON lines or CSV."""
+    from daemon import auditing
+
+    if asked.output is None:
+        done = auditing.export(_home(asked), asked.format, sys.stdout.buffer)
+    else:
+        with asked.output.open("xb") as out:  # never over what is there
+            done = auditing.export(_home(asked), asked.format, out)
+    print(f"imaged: {done.generations:,} generations, up to position {done.head}", file=sys.stderr)  # noqa: T201
+    return OK
+
+
+def show(asked: argparse.Namespace) -> int:
+    """Print the exact request of one generation, with the key left out."""
+    from daemon.audit_request import request_of
+
+    _out(request_of(_home(asked), asked.uuid, asked.kind))
+    return OK
+
+
+def _home(asked: argparse.Namespace) -> Path:
+    home: Path | None = asked.home
+    return config.default_places().home if home is None else home.expanduser().absolute()
+
+
+def _seal(path: Path) -> "Seal":
+    from daemon.auditing import Seal
+
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Seal)
+    except (OSError, msgspec.DecodeError) as exc:
+        raise BadConfiguration(f"{path} is not a seal of `imaged audit seal --json` ({exc}).") from exc
+
+
+def _until(text: str | None) -> Position | datetime | None:
+    if text is None or text.isdigit():
+        return None if text is None else Position(int(text))
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise BadConfiguration(f"--until is {text[:40]!r}; give a position or a time such as 2026-11-22T09:30.") from None
+    return at.replace(tzinfo=UTC) if at.tzinfo is None else at
+
+
+def _out(line: str) -> None:
+    print(line)  # noqa: T201
