@@ -279,6 +279,15 @@ def schema(kind: type[msgspec.Struct]) -> dict[str, Any]:
     return shape
 
 
+def schema_of_answer(result: type[msgspec.Struct], refusal: type[msgspec.Struct]) -> dict[str, Any]:
+    """Of structured content: the result, or `error` with why there is none. Clients check either against it."""
+    shape, refused = schema(result), schema(refusal)
+    own = shape["properties"].get("error")  # a job's own sentence stands under the same name
+    shape["properties"] = {**shape["properties"], "error": {"anyOf": [own, refused]} if own else refused}
+    shape["anyOf"] = [{"required": shape.pop("required", [])}, {"required": ["error"]}]
+    return shape
+
+
 def _unpacked(given: Mapping[str, Any], kind: type[Arguments]) -> dict[str, Any]:
     """Some clients send lists, objects, numbers and booleans as JSON text; take them for what they are."""
     properties = schema(kind)["properties"] if given else {}

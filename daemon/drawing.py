@@ -13,8 +13,8 @@ import msgspec
 import trio
 
 from daemon import decisions, references, results
-from daemon.arguments import Draw, EditImage, GenerateImage, JobOnly, Redraw, StartGenerationJob, TransformImage
-from daemon.config import HOW_TO_SET_A_KEY, Settings, Thumbnails
+from daemon.arguments import Draw, EditImage, GenerateImage, JobOnly, Redraw, Retouch, StartGenerationJob, TransformImage
+from daemon.config import HOW_TO_SET_A_KEY, Settings
 from daemon.errors import Refused
 from daemon.house import House
 from daemon.results import Answer, Attachment
@@ -109,9 +109,13 @@ class _Order(NamedTuple):
     output_path: str
     key: str | None = None
 
-    @property
-    def request_key(self) -> str:
-        return "" if self.key is None else digest(self.key.encode("utf-8", "replace"))
+    def request_key(self, settings: Settings) -> str:
+        """The key as one account uses it: nobody is answered with what somebody else pays for, or with a trial."""
+        return (
+            ""
+            if self.key is None
+            else digest(msgspec.json.encode([settings.account, digest(self.key.encode("utf-8", "replace"))]))
+        )
 
     def request(self, settings: Settings, snapshot: references.Snapshot) -> ImageRequest:
         """
@@ -187,7 +191,7 @@ async def _order(
         embedding=settings.embedding,
         any_path=settings.any_path,
         sidecar=settings.sidecar,
-        request_key=order.request_key,
+        request_key=order.request_key(settings),
     )
     words = msgspec.structs.replace(
         words,
@@ -208,19 +212,31 @@ async def _ordered_before(
     Raises:
         Refused: the key was used for something else.
     """
-    job = await house.find_job_of_key(order.request_key)
+    settings = caller.session.settings
+    job = await house.find_job_of_key(order.request_key(settings))
     if job is None:
         return None
-    wanted = order.request(caller.session.settings, references.Snapshot())
-    same = msgspec.structs.replace(job.request, sources=(), mask=None, markup=None) == wanted
-    if not same or job.prompt not in (None, order.asked.prompt):
+    asked = order.asked
+    names = references.names(asked) if isinstance(asked, Redraw) else ()
+    masks = [isinstance(asked, Retouch) and bool(asked.mask_image_path or asked.mask_image_base64)]
+    masks.append(isinstance(asked, Retouch) and bool(asked.markup_image_path or asked.markup_image_base64))
+    same = (
+        msgspec.structs.replace(job.request, sources=(), mask=None, markup=None) == order.request(settings, references.Snapshot())
+        and masks == [job.request.mask is not None, job.request.markup is not None]
+        and (job.prompt is None or (job.prompt, job.source_names) == (asked.prompt, names))
+        and (job.output_path is None or (job.output_path, job.output_dir) == (order.output_path, str(settings.output_dir)))
+    )
+    if not same:
         raise Refused(
             f"idempotency_key {order.key!r} was used for another picture, job {job.id}; choose a new key.",
             code="key_reused",
             argument="idempotency_key",
         )
     await house.ledger.post(decisions.receive_request(received, words))
-    return job.id, ("The job had been ordered before with this idempotency_key; nothing new is drawn.",)
+    told = "The job had been ordered before with this idempotency_key; nothing new is drawn."
+    if job.state.is_over and job.state is not JobState.COMPLETED:
+        told += f" It has {job.state.value}; to ask again, choose a new key."
+    return job.id, (told,)
 
 
 def _refuse_foreign_arguments(asked: StartGenerationJob) -> None:
@@ -297,7 +313,7 @@ async def tell(
         for image in job.images:
             try:
                 attachments += await trio.to_thread.run_sync(
-                    partial(_attach, house, job, image, settings.thumbnails if thumbnail_wanted else None, picture_wanted, room)
+                    partial(_attach, house, job, image, settings, _Wanted(thumbnail_wanted, picture_wanted, room))
                 )
             except (pictures.BadPicture, FileFailed) as exc:
                 notes.append(f"No preview of {image.path}: {exc}")
@@ -315,21 +331,29 @@ def _credentials(house: House, image: StoredImage) -> str:
     )
 
 
-def _attach(
-    house: House, job: Job, image: StoredImage, thumbnail: Thumbnails | None, picture_wanted: bool, room: int
-) -> list[Attachment]:
-    """Blocking. The picture as received if it fits into `room` bytes, otherwise the largest preview that does."""
-    data = house.original(job, image)
+class _Wanted(NamedTuple):
+    """What of one picture goes into the answer, and for how many bytes there is room."""
+
+    thumbnail: bool
+    picture: bool
+    room: int
+
+
+def _attach(house: House, job: Job, image: StoredImage, settings: Settings, wanted: _Wanted) -> list[Attachment]:
+    """Blocking. The picture as received if it fits, otherwise the largest preview that does."""
+    room = wanted.room
+    data = house.original(job, image, settings.input_roots)
     out = []
-    if thumbnail is not None:
+    if wanted.thumbnail:
+        thumbnail = settings.thumbnails
         smaller = (thumbnail.size_px, *(edge for edge in PREVIEW_EDGES_PX if edge < thumbnail.size_px))
         out.append(Attachment("image/jpeg", _largest(data, smaller, thumbnail.quality, room // 4)[0]))
         room -= room // 4
-    if picture_wanted and image.format == "svg":
+    if wanted.picture and image.format == "svg":
         raise pictures.BadPicture("clients show no svg that is sent to them; open the file")
-    if picture_wanted and len(data) <= room:
+    if wanted.picture and len(data) <= room:
         out.append(Attachment(f"image/{image.format}", data))
-    elif picture_wanted:
+    elif wanted.picture:
         preview, edge = _largest(data, PREVIEW_EDGES_PX, PREVIEW_QUALITY, room)
         note = (
             f"The picture is {len(data):,} bytes, too large to return; attached is a reduced preview of at most {edge} px. "

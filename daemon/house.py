@@ -1,8 +1,9 @@
 """What the operations work with: one of each, built by the supervisor."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 
 import trio
 
@@ -13,9 +14,12 @@ from eventlog.history import History
 from eventlog.index import Index
 from eventlog.jobs import Job
 from eventlog.log import EventLog
-from eventlog.values import JobId, StoredImage
-from tools import old_history
+from eventlog.values import JobId, StoredImage, digest
+from tools import inputs
+from tools.errors import FileFailed, Refused
 from tools.files import Store
+
+VETTED_AT_ONCE_MAX = 2  # source pictures decoded at once: one of 50 megapixels takes up to 800 MB for a moment
 
 
 class Ending:
@@ -67,17 +71,25 @@ class House:
     ending: Ending = field(default_factory=Ending)
     sessions: int = 0
     keyed_orders: trio.Lock = field(default_factory=trio.Lock)
+    vetting: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(VETTED_AT_ONCE_MAX))
     desk: ImportDesk = field(default_factory=ImportDesk)
 
-    def original(self, job: Job, image: StoredImage) -> bytes:
-        """A picture as it was received; of what was imported the file itself, as long as it is what it was. Blocking.
+    def original(self, job: Job, image: StoredImage, roots: Sequence[Path] = ()) -> bytes:
+        """A picture as it was received. Blocking. Of what was imported the file itself, as long as it is what it was and
+        lies below one of the asker's `roots`: an old database may name any file of this machine.
 
         Raises:
-            FileFailed: the bytes are gone.
+            FileFailed: the bytes are gone, or not for this asker.
         """
-        if job.imported and image.path is not None:
-            return old_history.unchanged(image.path, image.sha256)
-        return self.store.get(image.original)
+        if not job.imported:
+            return self.store.get(image.original)
+        try:
+            data = inputs.read(image.path or "", roots, name="uuid", bytes_max=image.size_bytes)
+        except Refused as refused:
+            raise FileFailed(str(refused), code="not_there") from refused
+        if digest(data) != image.sha256:
+            raise FileFailed(f"The imported file {image.path} is not what it was when it was imported.", code="not_there")
+        return data
 
     async def find_job(self, job_id: str) -> Job | None:
         """As the views show it now, live or over; what is on disk may be a moment behind."""

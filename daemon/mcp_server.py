@@ -68,8 +68,7 @@ from mcp_types import (
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 
-from daemon import decisions, operations, prompts, resources, texts
-from daemon.arguments import schema
+from daemon import arguments, decisions, operations, prompts, resources, texts
 from daemon.errors import Refused
 from daemon.house import House
 from daemon.lines import LineReader, Reject
@@ -297,8 +296,8 @@ def _tool(operation: Operation) -> Tool:
         name=operation.name,
         title=operation.title,
         description=operation.description,
-        input_schema=schema(operation.arguments),
-        output_schema=schema(operation.result),
+        input_schema=arguments.schema(operation.arguments),
+        output_schema=arguments.schema_of_answer(operation.result, operations.Refusal),
         annotations=ToolAnnotations(
             title=operation.title,
             read_only_hint=operation.read_only,

@@ -5,6 +5,7 @@ Rule: `answer` is the only way in. Every operation asked is a fact; what comes o
 """
 
 import logging
+import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ ARGUMENT_BYTES_MAX = 16 * 1024  # a longer argument is kept in the log as its di
 ITEM_CHARACTERS_MAX = 1000  # of a text in a list; no path is longer
 ARGUMENTS_MAX = 64  # more than any operation has; the rest of a senseless request is not kept
 HAS_ITS_OWN_WORD = frozenset({"prompt", "output_path"})
+
+_INLINE = re.compile(r"[A-Za-z0-9+/_-]{120}")  # no word of a person, and no name of a file
 
 logger = logging.getLogger(__name__)
 
@@ -108,22 +111,23 @@ def words_of(given: Mapping[str, Any], apart: frozenset[str] = frozenset()) -> W
     for name, value in list(given.items())[:ARGUMENTS_MAX]:
         if name in apart:
             continue
-        if isinstance(value, list):
-            value = [_shortened(item) for item in value]
-        elif isinstance(value, dict):
-            value = {key: _shortened(item) for key, item in value.items()}
-        elif name.endswith("_base64") and isinstance(value, str):
-            value = _shortened(value, 0)
+        value = _shortened(value, 0 if name.endswith("_base64") else ITEM_CHARACTERS_MAX)
         text = msgspec.json.encode(value)
         kept[name[:100]] = msgspec.Raw(text if len(text) <= ARGUMENT_BYTES_MAX else msgspec.json.encode(_digest(text)))
     return Words(salt="", arguments=kept)
 
 
-def _shortened(value: Any, characters_max: int = ITEM_CHARACTERS_MAX) -> Any:
-    """Inline pictures do not belong into the log: what is longer than a path can be is kept as its digest."""
-    if isinstance(value, str) and (len(value) > characters_max or value.startswith("data:")):
-        return _digest(value.encode("utf-8", "surrogatepass"))
-    return value
+def _shortened(value: Any, characters_max: int) -> Any:
+    """Inline pictures do not belong into the log, however they came: what looks like one is kept as its digest."""
+    match value:
+        case str() if len(value) > characters_max or "data:" in value or _INLINE.search(value):
+            return _digest(value.encode("utf-8", "surrogatepass"))
+        case list():
+            return [_shortened(item, characters_max) for item in value]
+        case dict():
+            return {key: _shortened(item, characters_max) for key, item in value.items()}
+        case _:
+            return value
 
 
 def _digest(data: bytes) -> dict[str, str | int]:

@@ -21,9 +21,15 @@ from eventlog.jobs import Job
 from eventlog.values import JobState, digest
 from tools import inputs, metadata, pictures
 from tools.errors import FileFailed
+from tools.models import catalogue
 from tools.pictures import BadPicture
 
 IMAGE_BYTES_MAX = 512 * 1024 * 1024  # what is looked at is not sent: a picture of any reply fits
+
+
+KEYS_MAX = 30
+KEY_CHARACTERS_MAX = 80
+VALUE_CHARACTERS_MAX = 4000  # of what is not a prompt; the parameters of an edit of 16 pictures need most of it
 
 
 async def list_history(house: House, caller: Caller, asked: arguments.ListHistory) -> Answer:
@@ -175,7 +181,7 @@ def _examined(data: bytes, path: str) -> results.ImageMetadata:
         height=measured.height,
         size_bytes=len(data),
         sha256=digest(data),
-        metadata=written,
+        metadata={key[:KEY_CHARACTERS_MAX]: _bounded(key, value) for key, value in list(written.items())[:KEYS_MAX]},
         content_credentials=metadata.has_credentials(data),
         integrity="unknown",
     )
@@ -205,3 +211,9 @@ def _moment(argument: str, text: str | None) -> datetime | None:
             code="bad_arguments",
             argument=argument,
         ) from None
+
+
+def _bounded(key: str, value: str) -> str:
+    """Whoever made the file decided how long this is; an answer of many megabytes ends a client's connection."""
+    most = catalogue().limits.prompt_characters_max if key == "MCP-Prompt" else VALUE_CHARACTERS_MAX
+    return value if len(value) <= most else f"{value[:most]}… ({len(value):,} characters)"

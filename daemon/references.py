@@ -86,10 +86,19 @@ async def gather(house: House, caller: Caller, asked: Redraw) -> Snapshot:
     references = [await _vetted(house, caller, one) for one in wanted]
     mask = markup = None
     if isinstance(asked, Retouch) and references:
-        mask = await _overlay(caller, asked.mask_image_path, asked.mask_image_base64, "mask_image", references[0])
-        markup = await _overlay(caller, asked.markup_image_path, asked.markup_image_base64, "markup_image", references[0])
-    names = tuple(f"{digest(one.text.encode())[:16]}… (inline)" if one.inline else one.text for one in wanted)
-    return Snapshot(tuple(references), tuple(name[:NAME_SHOWN_MAX] for name in names), mask, markup, warnings)
+        mask = await _overlay(house, caller, asked.mask_image_path, asked.mask_image_base64, "mask_image", references[0])
+        markup = await _overlay(house, caller, asked.markup_image_path, asked.markup_image_base64, "markup_image", references[0])
+    return Snapshot(tuple(references), _names(wanted), mask, markup, warnings)
+
+
+def names(asked: Redraw) -> tuple[str, ...]:
+    """What the asker called the references of an order: paths and ids as they are, inline pictures by their digest."""
+    return _names(_wanted(asked)[0])
+
+
+def _names(wanted: list[_Wanted]) -> tuple[str, ...]:
+    told = (f"{digest(one.text.encode())[:16]}… (inline)" if one.inline else one.text for one in wanted)
+    return tuple(name[:NAME_SHOWN_MAX] for name in told)
 
 
 def _wanted(asked: Redraw) -> tuple[list[_Wanted], tuple[str, ...]]:
@@ -109,10 +118,10 @@ def _wanted(asked: Redraw) -> tuple[list[_Wanted], tuple[str, ...]]:
 async def _vetted(house: House, caller: Caller, wanted: _Wanted) -> Source:
     generation = None if wanted.inline else _GENERATION.fullmatch(wanted.text.strip())
     if generation is None:
-        return await trio.to_thread.run_sync(partial(_read, caller, wanted))
+        return await trio.to_thread.run_sync(partial(_read, caller, wanted), limiter=house.vetting)
     job = await house.find_job(generation[1].lower())
-    data = await trio.to_thread.run_sync(partial(_drawn, house, job, wanted, int(generation[2] or 1)))
-    return await trio.to_thread.run_sync(partial(sources.vet, data, name=wanted.argument))
+    data = await trio.to_thread.run_sync(partial(_drawn, house, caller, job, wanted, int(generation[2] or 1)))
+    return await trio.to_thread.run_sync(partial(sources.vet, data, name=wanted.argument), limiter=house.vetting)
 
 
 def _read(caller: Caller, wanted: _Wanted) -> Source:
@@ -131,7 +140,7 @@ def _bytes(caller: Caller, wanted: _Wanted, bytes_max: int) -> bytes:
         raise _no(str(exc), exc.code, wanted) from exc
 
 
-def _drawn(house: House, job: Job | None, wanted: _Wanted, number: int) -> bytes:
+def _drawn(house: House, caller: Caller, job: Job | None, wanted: _Wanted, number: int) -> bytes:
     """A picture of an earlier generation, as it was received. Blocking."""
     if job is None:
         raise _no(f"There is no generation {wanted.text}; list_history shows the ids there are.", "no_such_job", wanted)
@@ -141,12 +150,12 @@ def _drawn(house: House, job: Job | None, wanted: _Wanted, number: int) -> bytes
         raise _no(f"{wanted.text} names picture {number}, but the generation has {len(job.images)}.", "no_such_image", wanted)
     image = job.images[number - 1]
     try:
-        return house.original(job, image)
+        return house.original(job, image, caller.session.settings.input_roots)
     except FileFailed as exc:
         raise _no(f"The picture of {wanted.text} is gone. {exc}", exc.code, wanted) from exc
 
 
-async def _overlay(caller: Caller, path: str | None, base64: str | None, stem: str, first: Source) -> Source | None:
+async def _overlay(house: House, caller: Caller, path: str | None, base64: str | None, stem: str, first: Source) -> Source | None:
     """The mask or the markup, checked against the picture it belongs to; None if none was given."""
     if path is None and base64 is None:
         return None
@@ -160,7 +169,7 @@ async def _overlay(caller: Caller, path: str | None, base64: str | None, stem: s
             return sources.check_mask(_bytes(caller, wanted, limits.mask_bytes_max), first, name=wanted.argument)
         return sources.check_markup(_bytes(caller, wanted, limits.edit_input_bytes_max), first, name=wanted.argument)
 
-    return await trio.to_thread.run_sync(read)
+    return await trio.to_thread.run_sync(read, limiter=house.vetting)
 
 
 def _no(sentence: str, code: str, wanted: _Wanted) -> Refused:

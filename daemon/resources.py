@@ -9,7 +9,6 @@ import base64
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -188,10 +187,7 @@ def _original_bytes(house: House, job: Job, image: StoredImage) -> int | None:
     for picture in job.pictures:
         if picture.sha256 == image.original:
             return picture.size_bytes
-    try:
-        return Path(image.path or "").lstat().st_size if job.imported else None
-    except (OSError, ValueError):
-        return None
+    return None
 
 
 async def links(house: House, report: JobReport) -> tuple[Listed, ...]:
@@ -258,7 +254,7 @@ def _why_not_there(job: Job, n: int, image: StoredImage) -> str:
     where = f"Its file is, or was, {_bounded(image.path, PATH_CHARACTERS_MAX)}." if image.path else "Its file name is forgotten."
     if job.imported:
         drawn = f"Picture {n} of {job.id} was drawn by {_plain(job.imported, NAME_CHARACTERS_MAX)}, not by imaged"
-        return f"{drawn}, which holds only its record, and the file is not what was imported any more. {where}"
+        return f"{drawn}, which holds only its record. {where}"
     return f"The store does not hold picture {n} of {job.id} any more. {where}"
 
 

@@ -263,7 +263,7 @@ def report(job: Job, *, warnings: tuple[str, ...] = (), message: str = "") -> Jo
         log_position=job.position,
         background=job.rendered.background or job.request.background,
         sources=_sources(job),
-        next_step=openai_api.next_step(job.error_code),
+        next_step=openai_api.next_step(job.error_code) if job.state in (JobState.FAILED, JobState.INTERRUPTED) else "",
         retry_at=None if job.retry_at is None else time(job.retry_at),
         moderation_stage=job.moderation_stage,
         moderation_categories=job.categories,
@@ -301,7 +301,8 @@ def _made(job: Job) -> str:
         lost = f" {len(job.missing)} of its files were not found." if job.missing else ""
         return f"Imported from the history of {job.imported}.{lost}"
     if job.cancel_requested:
-        return f"The wish to cancel came too late: {made} and paid for, and kept."
+        paid = "" if job.account.backend == "offline" else " and paid for"
+        return f"The wish to cancel came too late: {made}{paid}, and kept."
     return made + (" offline; nothing was charged." if job.account.backend == "offline" else ".")
 
 

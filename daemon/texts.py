@@ -14,6 +14,7 @@ from daemon.results import (
     Status,
     Stopping,
 )
+from eventlog.audit import harmless
 from eventlog.values import MicroUSD
 from tools import pricing
 
@@ -112,7 +113,9 @@ def _images(page: ImagesPage) -> str:
     head = f"Pictures {page.offset + 1}-{last} of {page.total} in {page.directory}"
     if last < page.total:
         head += f"; use offset={last} to see the next ones"
-    return "\n".join([head + ":", *(f"{image.path}  ({image.size_bytes:,} bytes, {image.modified_at})" for image in page.images)])
+    return "\n".join(
+        [head + ":", *(harmless(f"{image.path}  ({image.size_bytes:,} bytes, {image.modified_at})") for image in page.images)]
+    )
 
 
 def _metadata(found: ImageMetadata) -> str:
@@ -124,7 +127,7 @@ def _metadata(found: ImageMetadata) -> str:
     ]
     if found.content_credentials:
         lines.append("The file carries content credentials (C2PA).")
-    lines += [f"{key}: {value}" for key, value in found.metadata.items()]
+    lines += [harmless(f"{key}: {value}") for key, value in found.metadata.items()]
     if found.history is not None:
         lines += ["", "In the history:", *_facts(found.history)]
     return "\n".join(lines)

@@ -8,7 +8,7 @@ put right at the next start from what the earlier one left behind.
 
 import logging
 import random
-from datetime import UTC
+from datetime import UTC, datetime
 from functools import partial
 
 import msgspec
@@ -74,6 +74,8 @@ class Worker:
         while (job := self._ledger.board.get(job_id)) is not None:
             match job.stage:
                 case Stage.STARTED:
+                    if resumed and job.retry_at is not None:  # the daemon before this one had been told to wait
+                        await trio.sleep(max(0.0, (job.retry_at - datetime.now(UTC)).total_seconds()))
                     await self._attempt(job, give_up_at)
                 case Stage.REPLIED:
                     await self._finish(job, resumed=resumed)
@@ -159,7 +161,7 @@ class Worker:
             job=job.id,
             attempt=started.attempt,
             pictures=tuple(pictures),
-            cost=pricing.cost(job.request.model, reply.usage, backend=job.account.backend),
+            cost=pricing.cost(job.request.model, None if reply.unpriced else reply.usage, backend=job.account.backend),
             usage=reply.usage,
             rendered=reply.rendered,
             request_id=reply.request_id,

@@ -275,6 +275,7 @@ def _changes(job: Job, event: JobEvent, words: Words, at: datetime) -> dict[str,
                 "request_id": event.request_id,
                 "error_code": "",
                 "error": "",
+                "retry_at": None,
                 "moderation_stage": "",
                 "categories": (),
             }
@@ -282,14 +283,14 @@ def _changes(job: Job, event: JobEvent, words: Words, at: datetime) -> dict[str,
             return {"images": _saved(job, event, words)}
         case JobFailed():
             billed = _worse(job.billed, event.billed)
-            return {"billed": billed, "error_code": event.code, "error": words.message or ""}
+            return {"billed": billed, "error_code": event.code, "error": words.message or "", "retry_at": None}
         case JobInterrupted():
             billed = "no" if job.account.backend == "offline" else "unknown"
-            return {"billed": billed, "error_code": event.code, "error": words.message or ""}
+            return {"billed": billed, "error_code": event.code, "error": words.message or "", "retry_at": None}
         case JobCancelRequested():
             return {"cancel_requested": True}
         case JobCancelled():
-            return {"billed": _worse(job.billed, event.billed)}
+            return {"billed": _worse(job.billed, event.billed), "retry_at": None}
         case _:
             return {}
 

@@ -66,3 +66,4 @@ def test_the_official_typescript_client_lists_tools_and_draws(npm_packages: Path
     assert Path(image["path"]).name == "kite.png"
     assert Path(image["path"]).read_bytes().startswith(b"\x89PNG")
     assert said["progress"], "the client asked for progress and got none"
+    assert said["refused"]["isError"] and said["refused"]["structuredContent"]["error"]["code"] == "model_retired"

@@ -10,6 +10,7 @@ from daemon import client
 from daemon.errors import NotRunning
 from tests.program import SECONDS_MAX, Program, running, wait_until
 from tests.standin import Behaviour, Request, StandIn, draw
+from tests.tools.pictures_for_tests import picture
 
 KEY = "sk-test-canary-0123456789"
 
@@ -67,6 +68,60 @@ def test_a_key_is_remembered_across_a_crash_and_refused_for_another_picture(tmp_
             said = start(program, idempotency_key="k", prompt="a cat")["refused"]
             assert said["code"] == "key_reused" and job_id in said["message"]
             assert len(standin.requests) == 1
+
+
+def test_a_key_belongs_to_one_account_one_place_and_one_picture(tmp_path: Path) -> None:
+    with StandIn() as standin, running(tmp_path, **api(standin.url)) as program:
+        first = start(program, idempotency_key="k")["result"]["job_id"]
+        elsewhere = {**program.environment, "OPENAI_API_KEY": KEY + "-of-somebody-else"}
+        asked = {"tool_name": "generate_image", "prompt": "a fox", "quality": "low", "idempotency_key": "k"}
+        other = client.ask(program.places, "start_generation_job", asked, elsewhere)["result"]
+        assert other["job_id"] != first
+        trial = {**program.environment, "IMAGED_BACKEND": "offline"}
+        assert client.ask(program.places, "start_generation_job", asked, trial)["result"]["job_id"] not in (
+            first,
+            other["job_id"],
+        )
+        assert start(program, idempotency_key="k", output_path="another.png")["refused"]["code"] == "key_reused"
+
+
+def test_a_key_is_refused_for_an_edit_of_another_picture(tmp_path: Path) -> None:
+    with StandIn() as standin, running(tmp_path, **api(standin.url)) as program:
+        program.pictures.mkdir()
+        for name in ("red.png", "blue.png"):
+            (program.pictures / name).write_bytes(picture("png"))
+        edit = {"tool_name": "edit_image", "idempotency_key": "k"}
+        job_id = start(program, **edit, reference_images=["red.png"])["result"]["job_id"]
+        assert start(program, **edit, reference_images=["red.png"])["result"]["job_id"] == job_id
+        for other in (["blue.png"], ["red.png", "blue.png"]):
+            assert start(program, **edit, reference_images=other)["refused"]["code"] == "key_reused"
+        wait_until(lambda: state(program, job_id) == "completed", "the picture")
+        assert len(standin.requests) == 1
+
+
+def test_a_key_whose_order_failed_says_how_to_ask_again(tmp_path: Path) -> None:
+    no: Behaviour = lambda request: request.error(401, "invalid_api_key")  # noqa: E731
+    with StandIn(no) as standin, running(tmp_path, **api(standin.url)) as program:
+        job_id = start(program, idempotency_key="k")["result"]["job_id"]
+        wait_until(lambda: state(program, job_id) == "failed", "the refusal")
+        assert "choose a new key" in start(program, idempotency_key="k")["result"]["warnings"][0]
+        assert len(standin.requests) == 1
+
+
+def test_a_wait_that_the_api_asked_for_outlives_a_restart_and_ends_with_a_cancel(tmp_path: Path) -> None:
+    later: Behaviour = lambda request: request.error(429, "rate_limit_exceeded", "later", retry_after="300")  # noqa: E731
+    with StandIn(later) as standin:
+        with running(tmp_path, **api(standin.url)) as program:
+            job_id = start(program)["result"]["job_id"]
+            wait_until(
+                lambda: program.ask("check_job_status", job_id=job_id)["result"]["retry_at"], "the time of the next attempt"
+            )
+            program.kill()
+        with running(tmp_path, **api(standin.url)) as program:
+            assert program.ask("generate_image", prompt="another", quality="low")["result"]["state"] == "completed"
+            assert len(standin.requests) == 2
+            cancelled = program.ask("cancel_job", job_id=job_id)["result"]
+            assert (cancelled["state"], cancelled["retry_at"], cancelled["next_step"]) == ("cancelled", None, "")
 
 
 def test_a_tool_that_does_not_take_an_argument_refuses_it(tmp_path: Path) -> None:

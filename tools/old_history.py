@@ -147,7 +147,7 @@ def picture_at(path: str) -> ImageFile | None:
 
 
 def unchanged(path: str, sha256: Sha256) -> bytes:
-    """The file that was imported, if it is still the same. Blocking.
+    """The file that was imported, for its owner, if it is still the same. Blocking.
 
     Raises:
         FileFailed: it is gone, or another one is there.
@@ -308,7 +308,17 @@ def _opened(path: Path) -> Iterator[tuple[sqlite3.Connection, Callable[[], None]
         )
         with contextlib.closing(db):
             db.text_factory = _text
+            _insist_on_a_plain_table(db, path)
             yield db, look_again
+
+
+def _insist_on_a_plain_table(db: sqlite3.Connection, path: Path) -> None:
+    """A view, or a computed column, is a program of whoever made the file, and may never end."""
+    db.execute("PRAGMA trusted_schema = OFF")
+    kind = db.execute("SELECT type FROM sqlite_schema WHERE name = 'history'").fetchone()
+    hidden = [name for _, name, *_, hidden in db.execute("PRAGMA table_xinfo(history)") if hidden] if kind else []
+    if kind is not None and (kind[0] not in ("table", b"table") or hidden):
+        raise FileFailed(f"{path} is not a history of {SOURCE}: its history is not a plain table.", code="io_error")
 
 
 class _State(NamedTuple):

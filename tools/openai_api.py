@@ -66,11 +66,14 @@ class ReplyImage(NamedTuple):
 
 
 class Reply(NamedTuple):
+    """`unpriced`: another model drew along, and its tokens, which no table has a price for, are billed besides."""
+
     images: tuple[ReplyImage, ...]
     usage: Usage | None
     rendered: Rendered
     request_id: str
     created: int | None = None
+    unpriced: bool = False
 
 
 class _Body(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -120,6 +123,7 @@ class _Answer(msgspec.Struct):
     output_format: msgspec.Raw = NOTHING
     quality: msgspec.Raw = NOTHING
     size: msgspec.Raw = NOTHING
+    svg_usage: msgspec.Raw = NOTHING
     error: msgspec.Raw = NOTHING
 
 
@@ -192,7 +196,7 @@ def read(request: ImageRequest, status: int, headers: Mapping[str, str], body: b
     except BadPicture as exc:
         message = sentence(f"OpenAI answered, and charged, but not with what was asked: {exc}")
         return Failure("bad_reply", message, "yes", status=status, request_id=request_id, kept=body, usage=usage)
-    return Reply(images, usage, _rendered(answer), request_id, decoded(int, answer.created))
+    return Reply(images, usage, _rendered(answer), request_id, decoded(int, answer.created), bytes(answer.svg_usage) != b"null")
 
 
 def _images(request: ImageRequest, answer: _Answer) -> tuple[ReplyImage, ...]:

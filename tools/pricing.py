@@ -106,6 +106,8 @@ def estimate(request: ImageRequest, prompt: str) -> CostRange:
     goes for the sources of an edit, each with the most tokens that a picture can have, and for its mask.
     """
     price = _price(request.model)
+    if request.output_format in ("gif", "svg"):
+        price = None  # a gif is billed as the sheet of its frames, an svg also for the model that writes it: no published figures
     images = _image_tokens(price, request) if price else None
     into = _input_tokens(price, request) if price else None
     if price is None or images is None or into is None or price.image_out is None or price.text_in is None:
@@ -235,7 +237,7 @@ def _image_tokens(price: _Price, request: ImageRequest) -> tuple[Fraction, Fract
     known = [tokens for tokens in found if tokens is not None]
     if not known or (len(known) < len(found) and request.size != "auto"):
         return None
-    return min(low for low, _ in known), max(high for _, high in known)
+    return min(low for low, _ in known), Fraction(max(ceil(high) for _, high in known))
 
 
 def _tokens(price: _Price, size: str, quality: str) -> tuple[Fraction, Fraction] | None:

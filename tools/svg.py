@@ -35,6 +35,8 @@ def check(data: bytes) -> None:
 
 def _check_element(element: ElementTree.Element) -> None:
     name = _local(element.tag)
+    if element.tag.startswith("{") and not element.tag.startswith("{http://www.w3.org/2000/svg}"):
+        raise BadPicture(f"the svg contains <{name}> of another language")
     if name in _REFUSED_ELEMENTS or name.startswith("animate"):
         raise BadPicture(f"the svg contains <{name}>, which does more than draw")
     if name == "style":
@@ -43,13 +45,17 @@ def _check_element(element: ElementTree.Element) -> None:
         local = _local(attribute)
         if local.startswith("on"):
             raise BadPicture(f"the svg runs something on {local[2:]} of <{name}>")
+        if local in ("ping", "srcset", "base", "background"):
+            raise BadPicture(f"{local} of <{name}> in the svg points elsewhere")
         if local in ("href", "src") and not _INLINE.match(value):
             raise BadPicture(f"<{name}> of the svg points elsewhere")
         _check_style(value)
 
 
 def _check_style(text: str) -> None:
-    if _URL.search(text) or "@import" in text.lower() or "javascript:" in text.lower():
+    if _INLINE.match(text):
+        return
+    if _URL.search(text) or any(sign in text.lower() for sign in ("\\", "@", "//", "javascript:", "image-set", "src(")):
         raise BadPicture("the svg loads something from elsewhere")
 
 

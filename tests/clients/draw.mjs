@@ -13,5 +13,6 @@ const result = await client.callTool(
   undefined,
   { onprogress: (p) => progress.push(p) },
 );
-console.log(JSON.stringify({ tools: tools.map((t) => t.name), result, progress }));
+const refused = await client.callTool({ name: "generate_image", arguments: { prompt: "x", model: "gpt-image-1" } });
+console.log(JSON.stringify({ tools: tools.map((t) => t.name), result, progress, refused }));
 await client.close();

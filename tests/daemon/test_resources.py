@@ -249,21 +249,24 @@ def test_bytes_that_are_gone_are_told_from_bytes_that_are_damaged(tmp_path: Path
     run(main)
 
 
-def test_what_an_earlier_program_drew_is_its_file_as_long_as_that_is_what_was_imported(tmp_path: Path) -> None:
+def test_what_an_earlier_program_drew_is_a_record_and_its_file_is_for_its_owner_to_open(tmp_path: Path) -> None:
     async def main() -> None:
         async with house_at(tmp_path) as house:
-            file, gone = tmp_path / "old.webp", tmp_path / "gone.webp"
+            file = tmp_path / "old.webp"
             file.write_bytes(DRAWN)
-            there, not_there = await import_one(house, 1, DRAWN, file), await import_one(house, 2, b"never seen", gone)
+            imported = await import_one(house, 1, DRAWN, file)
             uris = [one.uri for one in (await resources.page(house, None)).resources]
-            assert uris == [f"imaged://generation/{there}", f"imaged://image/{there}/1", f"imaged://generation/{not_there}"]
-            picture = await resources.read(house, f"imaged://image/{there}/1")
-            assert base64.b64decode(picture.blob or "") == DRAWN
-            with pytest.raises(Refused, match=r"drawn by an earlier program, not by imaged.* .*/gone\.webp"):
-                await resources.read(house, f"imaged://image/{not_there}/1")
-            file.write_bytes(DRAWN + b"touched")
-            with pytest.raises(Refused, match="not what was imported any more"):
-                await resources.read(house, f"imaged://image/{there}/1")
+            assert uris == [f"imaged://generation/{imported}"]
+            with pytest.raises(Refused, match=r"drawn by an earlier program, not by imaged.* .*/old\.webp"):
+                await resources.read(house, f"imaged://image/{imported}/1")
+            job = await house.find_job(imported)
+            assert job is not None
+            assert house.original(job, job.images[0], (tmp_path,)) == DRAWN
+            with pytest.raises(FileFailed, match="outside"):
+                house.original(job, job.images[0], (tmp_path / "elsewhere",))
+            file.write_bytes(DRAWN[:-1] + b"!")
+            with pytest.raises(FileFailed, match="not what it was"):
+                house.original(job, job.images[0], (tmp_path,))
 
     run(main)
 

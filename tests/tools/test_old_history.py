@@ -575,3 +575,13 @@ def test_what_is_no_file_is_not_even_opened_and_a_link_put_there_meanwhile_is_no
         assert picture_at(str(tmp_path / "link.png")) is None and picture_at(str(tmp_path / "fifo.png")) is None
     with mock.patch("os.lstat", lambda path: (tmp_path / "whole.png").stat()):
         assert picture_at(str(tmp_path / "link.png")) is None and picture_at(str(tmp_path / "fifo.png")) is None
+
+
+def test_a_history_that_is_a_program_is_refused_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "view.db"
+    with closing(sqlite3.connect(path)) as db:
+        endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i AS uuid, i AS created_at FROM n"
+        db.execute(f"CREATE VIEW history AS {endless}")
+    for ask in (uuids, lambda place: list(read(place))):
+        with pytest.raises(FileFailed, match="not a plain table"):
+            ask(path)

@@ -328,3 +328,10 @@ def test_text_from_outside_is_short_and_harmless() -> None:
 def test_a_request_that_never_left_may_be_sent_again_and_a_lost_answer_may_not() -> None:
     assert transport_failure("not_sent", "refused")[2:4] == ("no", "later")
     assert transport_failure("outcome_unknown", "reset")[2:4] == ("unknown", "never")
+
+
+def test_a_reply_that_another_model_drew_along_for_has_no_known_price() -> None:
+    plain = read(order(), 200, {}, good())
+    along = read(order(), 200, {}, good(svg_usage={"model": "gpt-5.6", "total_tokens": 63_000}))
+    assert isinstance(plain, Reply) and isinstance(along, Reply)
+    assert not plain.unpriced and along.unpriced and along.images == plain.images

@@ -227,3 +227,8 @@ def test_there_is_no_bill_without_every_rate_and_every_count() -> None:
         )
         == ()
     )
+
+
+@pytest.mark.parametrize("kind", ["gif", "svg"])
+def test_what_is_billed_by_unpublished_figures_has_no_estimate(kind: str) -> None:
+    assert estimate(order(model="gpt-image-2.6-flare", output_format=kind), "x").high is None

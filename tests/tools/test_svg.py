@@ -44,6 +44,12 @@ def test_what_only_draws_passes(inside: str) -> None:
         '<animate attributeName="href" to="javascript:alert(1)"/>',
         '<set attributeName="onmouseover" to="alert(1)"/>',
         '<a href="javascript:alert(1)"/>',
+        "<style>@\\69mport 'http://x'</style>",
+        '<rect style="fill: u\\72l(http://x)"/>',
+        "<style>a { background: image-set('//x' 1x) }</style>",
+        '<h:meta xmlns:h="http://www.w3.org/1999/xhtml" http-equiv="refresh"/>',
+        '<a ping="x"/>',
+        '<g xml:base="x"/>',
     ],
 )
 def test_what_runs_loads_or_changes_is_refused(inside: str) -> None:
