@@ -705,7 +705,7 @@ def test_34_progress_structure_annotations_and_resources_are_there(scene: Scene,
     report = drawn(scene.client.answer(asked)["result"])
     tools = {tool["name"]: tool for tool in scene.client.answer(scene.client.request("tools/list"))["result"]["tools"]}
     promised = tools["generate_image"]["outputSchema"]
-    assert set(promised["required"]) <= set(report) <= set(promised["properties"])
+    assert set(promised["anyOf"][0]["required"]) <= set(report) <= set(promised["properties"])
     for tool in tools.values():
         assert tool["title"] and tool["outputSchema"]["type"] == "object"
         assert tool["annotations"]["readOnlyHint"] is OPERATIONS[tool["name"]].read_only
