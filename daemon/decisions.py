@@ -21,6 +21,7 @@ from eventlog.events import (
     JobFailed,
     JobInterrupted,
     JobRequested,
+    JobResolved,
     JobStarted,
     ReplyReceived,
     RequestReceived,
@@ -98,6 +99,21 @@ def forget_words(forgotten: WordsForgotten) -> Decision:
                 code="no_space",
             )
         return Facts((forgotten,))
+
+    return decide
+
+
+def resolve_job(resolved: JobResolved) -> Decision:
+    """What its owner found on the bill about a job that may have been billed."""
+
+    def decide(views: Views) -> Facts:
+        if resolved.job not in views.spending.suspicions:
+            raise Refused(
+                f"Whether job {resolved.job} was billed is known already; get_spending lists those of which it is not.",
+                code="already_known",
+                argument="job_id",
+            )
+        return Facts((resolved,))
 
     return decide
 

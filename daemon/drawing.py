@@ -5,32 +5,31 @@ tells of the job, whatever becomes of it. A caller who leaves, or waits no longe
 """
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
 import msgspec
 import trio
 
-from daemon import decisions, references, results
+from daemon import decisions, references, results, telling
 from daemon.arguments import Draw, EditImage, GenerateImage, JobOnly, Redraw, Retouch, StartGenerationJob, TransformImage
 from daemon.config import HOW_TO_SET_A_KEY, Settings
 from daemon.errors import Refused
 from daemon.house import House
-from daemon.results import Answer, Attachment
+from daemon.results import Answer
 from daemon.session import Caller
 from eventlog.errors import IndexUnavailable
 from eventlog.events import JobRequested, RequestReceived
 from eventlog.jobs import Job, Stage
-from eventlog.values import ImageRequest, JobId, JobState, StoredImage, Tool, Words, digest, make_job_id
-from tools import models, pictures, pricing
+from eventlog.values import ImageRequest, JobId, JobState, Tool, Words, digest, make_job_id
+from tools import models, pricing
 from tools.errors import FileFailed
 from tools.files import OutputRoot
 
 HEARTBEAT_SECONDS = 2.0  # clients that reset their patience on progress want one every 10 s at least
 CANCEL_SECONDS_MAX = 10.0  # a connection is closed at once; a reply that is being saved needs a moment
-PREVIEW_EDGES_PX = (1568, 1024, 768, 512, 256, 128, 64)
-PREVIEW_QUALITY = 80
+NO_PICTURES = references.Snapshot()
 DEFAULT_NAMES: Mapping[Tool, str] = {
     "generate_image": GenerateImage(prompt="").output_path,
     "edit_image": EditImage(prompt="").output_path,
@@ -71,11 +70,7 @@ async def start_generation_job(
         async with house.keyed_orders:  # two with the same key, one after the other
             earlier = await _ordered_before(house, caller, received, words, order)
             job_id, warnings = earlier or await _order(house, caller, received, words, order)
-    job = await house.find_job(job_id)
-    if job is None:
-        raise AssertionError(f"job {job_id} is neither on the board nor in the index")
-    await house.ledger.durable(job.position)
-    return await tell(house, job, settings=caller.session.settings, warnings=warnings)
+    return await telling.tell_now(house, job_id, settings=caller.session.settings, warnings=warnings)
 
 
 async def cancel_job(house: House, caller: Caller, asked: JobOnly) -> Answer:
@@ -99,7 +94,7 @@ async def cancel_job(house: House, caller: Caller, asked: JobOnly) -> Answer:
             if not job.state.is_over:
                 await house.ledger.wait_beyond(seen)
     await house.ledger.durable(job.position)
-    answer = await tell(house, job, settings=caller.session.settings)
+    answer = await telling.tell(house, job, settings=caller.session.settings)
     return msgspec.structs.replace(answer, failed=False)
 
 
@@ -154,12 +149,12 @@ async def _draw(house: House, caller: Caller, received: RequestReceived, words: 
         ordered = f"The picture was ordered as job {job_id} and is being drawn; do not ask for it again. {exc}"
         raise IndexUnavailable(ordered) from exc
     settings = caller.session.settings
-    return await tell(
+    return await telling.tell(
         house,
         job,
         warnings=warnings,
         picture_wanted=order.asked.return_base64,
-        thumbnail_wanted=wants_thumbnail(settings, order.asked.include_thumbnail),
+        thumbnail_wanted=telling.wants_thumbnail(settings, order.asked.include_thumbnail),
         settings=settings,
     )
 
@@ -170,14 +165,50 @@ async def _order(
     settings = caller.session.settings
     if not settings.can_draw:
         raise Refused(HOW_TO_SET_A_KEY, code="no_key")
-    prompt = order.asked.prompt
-    snapshot = references.Snapshot()
+    snapshot = NO_PICTURES
     if isinstance(order.asked, Redraw) and order.tool != "generate_image":
         snapshot = await references.gather(house, caller, order.asked)
-    request = order.request(settings, snapshot)
-    warnings = models.check(request, prompt, house.now().date())
+    placing = Placing(
+        request=order.request(settings, snapshot),
+        prompt=order.asked.prompt,
+        output_path=order.output_path,
+        source_names=snapshot.names,
+        request_key=order.request_key(settings),
+    )
+    job_id, warnings = await place(house, caller, received, words, placing, snapshot)
+    return job_id, (*snapshot.warnings, *warnings)
+
+
+class Placing(NamedTuple):
+    """What is to be drawn, in the form in which it is recorded. Its sources are in the store, or in a snapshot."""
+
+    request: ImageRequest
+    prompt: str
+    output_path: str
+    source_names: tuple[str, ...] = ()
+    request_key: str = ""
+    retry_of: JobId | None = None
+
+
+async def place(
+    house: House,
+    caller: Caller,
+    received: RequestReceived,
+    words: Words,
+    placing: Placing,
+    snapshot: references.Snapshot = NO_PICTURES,
+) -> tuple[JobId, tuple[str, ...]]:
+    """Checks everything that can be known before money is spent, and records the job. Returns what its asker should know.
+
+    Raises:
+        Refused: nothing was recorded and nothing will be drawn.
+    """
+    settings, request = caller.session.settings, placing.request
+    if not settings.can_draw:
+        raise Refused(HOW_TO_SET_A_KEY, code="no_key")
+    warnings = models.check(request, placing.prompt, house.now().date())
     try:
-        await trio.to_thread.run_sync(partial(_check_output, settings, order.output_path, request))
+        await trio.to_thread.run_sync(partial(_check_output, settings, placing.output_path, request))
         await trio.to_thread.run_sync(partial(house.store.check_room, request.count))
         await trio.to_thread.run_sync(partial(snapshot.put, house.store))
     except FileFailed as exc:
@@ -187,21 +218,22 @@ async def _order(
         request=request,
         account=settings.account,
         client=caller.client,
-        estimate=pricing.estimate(request, prompt),
+        estimate=pricing.estimate(request, placing.prompt),
         embedding=settings.embedding,
         any_path=settings.any_path,
         sidecar=settings.sidecar,
-        request_key=order.request_key(settings),
+        request_key=placing.request_key,
+        retry_of=placing.retry_of,
     )
     words = msgspec.structs.replace(
         words,
-        prompt=prompt,
-        output_path=order.output_path,
+        prompt=placing.prompt,
+        output_path=placing.output_path,
         output_dir=str(settings.output_dir),
-        sources=snapshot.names,
+        sources=placing.source_names,
     )
     await house.ledger.record(decisions.request_job(received, requested, words))
-    return requested.job, (*snapshot.warnings, *warnings)
+    return requested.job, warnings
 
 
 async def _ordered_before(
@@ -294,83 +326,3 @@ def _progress(job: Job, seconds: float) -> str:
             return "received; saving"
         case _:
             return f"drawing with {job.request.model}, {seconds:.0f} s so far"
-
-
-async def tell(
-    house: House,
-    job: Job,
-    *,
-    settings: Settings,
-    warnings: tuple[str, ...] = (),
-    picture_wanted: bool = False,
-    thumbnail_wanted: bool = False,
-) -> Answer:
-    """What is said of a job as it stands, with its pictures if they are wanted and there."""
-    attachments: list[Attachment] = []
-    notes = list(warnings)
-    if job.state is JobState.COMPLETED and (picture_wanted or thumbnail_wanted):
-        room = settings.inline_bytes_max * 3 // 4 // max(1, len(job.images))  # base64 makes four bytes of three
-        for image in job.images:
-            try:
-                attachments += await trio.to_thread.run_sync(
-                    partial(_attach, house, job, image, settings, _Wanted(thumbnail_wanted, picture_wanted, room))
-                )
-            except (pictures.BadPicture, FileFailed) as exc:
-                notes.append(f"No preview of {image.path}: {exc}")
-    notes += [a.note for a in attachments if a.note]
-    notes += [_credentials(house, image) for image in job.images if image.derived]
-    failed = job.state in (JobState.FAILED, JobState.CANCELLED, JobState.INTERRUPTED)
-    return Answer(results.report(job, warnings=tuple(notes)), tuple(attachments), failed=failed)
-
-
-def _credentials(house: House, image: StoredImage) -> str:
-    return (
-        f"{image.path or 'The picture'} came with content credentials (C2PA), which vouch for its bytes as OpenAI sent them. The "
-        f"file is a copy with added metadata and marked as derived; the original is {house.store.path(image.original)}. With "
-        "OPENAI_IMAGE_EMBED_METADATA=sidecar files stay as they come."
-    )
-
-
-class _Wanted(NamedTuple):
-    """What of one picture goes into the answer, and for how many bytes there is room."""
-
-    thumbnail: bool
-    picture: bool
-    room: int
-
-
-def _attach(house: House, job: Job, image: StoredImage, settings: Settings, wanted: _Wanted) -> list[Attachment]:
-    """Blocking. The picture as received if it fits, otherwise the largest preview that does."""
-    room = wanted.room
-    data = house.original(job, image, settings.input_roots)
-    out = []
-    if wanted.thumbnail:
-        thumbnail = settings.thumbnails
-        smaller = (thumbnail.size_px, *(edge for edge in PREVIEW_EDGES_PX if edge < thumbnail.size_px))
-        out.append(Attachment("image/jpeg", _largest(data, smaller, thumbnail.quality, room // 4)[0]))
-        room -= room // 4
-    if wanted.picture and image.format == "svg":
-        raise pictures.BadPicture("clients show no svg that is sent to them; open the file")
-    if wanted.picture and len(data) <= room:
-        out.append(Attachment(f"image/{image.format}", data))
-    elif wanted.picture:
-        preview, edge = _largest(data, PREVIEW_EDGES_PX, PREVIEW_QUALITY, room)
-        note = (
-            f"The picture is {len(data):,} bytes, too large to return; attached is a reduced preview of at most {edge} px. "
-            f"The whole picture is the file {image.path} and the resource imaged://image/{job.id}/{job.images.index(image) + 1}."
-        )
-        out.append(Attachment("image/jpeg", preview, note))
-    return out
-
-
-def _largest(data: bytes, edges: Sequence[int], quality: int, room: int) -> tuple[bytes, int]:
-    """The first of these previews that fits, or the smallest."""
-    for edge in edges:
-        preview = pictures.thumbnail(data, edge, quality)
-        if len(preview) <= room:
-            break
-    return preview, edge
-
-
-def wants_thumbnail(settings: Settings, asked: bool | None) -> bool:
-    return settings.thumbnails.wanted if asked is None else asked

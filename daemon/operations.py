@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from daemon import arguments, decisions, drawing, forgetting, importing, questions, results
+from daemon import arguments, decisions, drawing, forgetting, importing, lost_jobs, money, questions, results
 from daemon.arguments import Arguments
 from daemon.errors import Refused
 from daemon.house import House
@@ -271,6 +271,30 @@ OPERATIONS: Mapping[str, Operation] = {
             destructive=True,
         ),
         Operation(
+            name="retry_job",
+            title="Draw a job again",
+            description=(
+                "Orders once more what a failed, cancelled or interrupted job was asked for, and answers at once with the new "
+                f"job's id. {_COSTS} What may have been billed already may then be paid twice: ask the user first. Asked again "
+                "for the same job, it answers with the same new one."
+            ),
+            arguments=lost_jobs.RetryJob,
+            result=results.JobReport,
+            draw=lost_jobs.retry_job,
+            read_only=False,
+        ),
+        Operation(
+            name="get_spending",
+            title="Show what was spent",
+            description=(
+                "What drawing has cost in US dollars, by day, model, client or key, beside its estimates, and which jobs may "
+                "have been billed without a picture. Free, changes nothing."
+            ),
+            arguments=money.GetSpending,
+            result=money.SpendingReport,
+            ask=money.get_spending,
+        ),
+        Operation(
             name="list_generated_images",
             title="List picture files",
             description=(
@@ -291,6 +315,29 @@ OPERATIONS: Mapping[str, Operation] = {
             arguments=arguments.GetMetadataFromImage,
             result=results.ImageMetadata,
             ask=questions.get_metadata_from_image,
+        ),
+        Operation(
+            name="resolve_job",
+            title="Say whether a job was billed",
+            description=(
+                "Records what OpenAI's bill says of a job whose outcome is unknown: billed or not. It is then counted as that. "
+                "Cannot be undone. Free."
+            ),
+            arguments=lost_jobs.ResolveJob,
+            result=results.JobReport,
+            ask=lost_jobs.resolve_job,
+            read_only=False,
+            idempotent=False,
+            for_people=True,
+        ),
+        Operation(
+            name="list_models",
+            title="List the models",
+            description="Every model with sizes, qualities, formats, prices and the day on which it goes. Free, changes nothing.",
+            arguments=arguments.NoArguments,
+            result=money.ModelList,
+            ask=money.list_models,
+            for_people=True,
         ),
         Operation(
             name="forget",

@@ -10,7 +10,7 @@ from functools import partial
 import msgspec
 import trio
 
-from daemon import arguments, drawing, importing, results
+from daemon import arguments, importing, results, telling
 from daemon.errors import Refused
 from daemon.house import House
 from daemon.results import Answer
@@ -81,12 +81,12 @@ async def check_job_status(house: House, caller: Caller, asked: arguments.JobOnl
 async def get_job_result(house: House, caller: Caller, asked: arguments.GetJobResult) -> Answer:
     job = await find(house, asked.job_id, "job_id")
     settings = caller.session.settings
-    return await drawing.tell(
+    return await telling.tell(
         house,
         job,
         settings=settings,
         picture_wanted=asked.return_base64,
-        thumbnail_wanted=drawing.wants_thumbnail(settings, asked.include_thumbnail),
+        thumbnail_wanted=telling.wants_thumbnail(settings, asked.include_thumbnail),
     )
 
 

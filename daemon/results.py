@@ -72,7 +72,8 @@ class CostLine(Result, frozen=True, kw_only=True):
 
 class CostResult(Result, frozen=True, kw_only=True):
     """`basis`: usage (what the API counted), estimate (not settled yet), unknown, not_billed, offline (nothing charged),
-    or imported: `claimed_micro_usd` is then what the earlier program believed, and nothing more is known.
+    imported: `claimed_micro_usd` is then what the earlier program believed, and nothing more is known; or resolved: what
+    its owner found on the bill, or its upper estimate if they only found that it was billed.
     """
 
     text: str
@@ -110,7 +111,8 @@ class JobReport(JobSummary, frozen=True, kw_only=True):
     """`prompt` is whole here. `size` and `quality` are those that the API says it used, once it has answered.
 
     `next_step` is what to do about `error_code`, `retry_at` when a job between two attempts asks again. `imported` names
-    the earlier program that drew it; `missing_files` are those that were not found when it was imported.
+    the earlier program that drew it; `missing_files` are those that were not found when it was imported. `retry_of` is
+    the job that this one draws again.
     """
 
     message: str
@@ -132,6 +134,7 @@ class JobReport(JobSummary, frozen=True, kw_only=True):
     moderation_categories: tuple[str, ...] = ()
     missing_files: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    retry_of: str | None = None
 
 
 class JobPage(Result, frozen=True, kw_only=True):
@@ -269,6 +272,7 @@ def report(job: Job, *, warnings: tuple[str, ...] = (), message: str = "") -> Jo
         moderation_categories=job.categories,
         missing_files=job.missing,
         warnings=warnings,
+        retry_of=job.retry_of,
     )
 
 
@@ -289,7 +293,10 @@ def sentence(job: Job) -> str:
         case JobState.COMPLETED:
             return _made(job)
         case JobState.CANCELLED:
-            return "Cancelled." + (" It may still be billed." if job.billed != "no" else " Nothing was spent.")
+            spent = {"unknown": "It may still be billed.", "yes": "It was billed.", "no": "Nothing was spent."}
+            return f"Cancelled. {spent[job.billed]}"
+        case JobState.INTERRUPTED if job.billed != "unknown" and job.account.backend == "openai":
+            return f"{job.error} Its owner has found that it was {'' if job.billed == 'yes' else 'not '}billed."
         case JobState.INTERRUPTED | JobState.FAILED:
             return f"{job.error} {openai_api.next_step(job.error_code)}".strip()
 
@@ -344,6 +351,8 @@ def _cost(job: Job) -> CostResult:
     text = pricing.show(cost.amount)
     if cost.basis == "imported":
         text = "unknown" if cost.claimed is None else f"unknown ({job.imported} believed {pricing.show(cost.claimed)})"
+    if cost.basis == "resolved":
+        text += " (as its owner said)"
     if cost.basis == "offline":
         text = f"$0 (offline; would be {pricing.show(cost.would_be)})"
     return CostResult(

@@ -1,6 +1,7 @@
 """The readable twin of every result: plain lines, the most wanted first."""
 
 from daemon.forgetting import Forgotten
+from daemon.money import ModelFacts, ModelList, SpendingReport, Spent
 from daemon.results import (
     HistoryImport,
     HistoryPage,
@@ -41,6 +42,10 @@ def text(result: Result) -> str:
             return _images(result)
         case ImageMetadata():
             return _metadata(result)
+        case SpendingReport():
+            return _spending(result)
+        case ModelList():
+            return _models(result)
         case Status():
             return _status(result)
         case Stopping():
@@ -69,6 +74,8 @@ def _report(report: JobReport) -> str:
     used = (report.model, report.quality, report.size, report.output_format, f"background {report.background}")
     lines.append("Parameters: " + " | ".join(used))
     lines += [f"Source: {source.name}  ({source.width}x{source.height} {source.format})" for source in report.sources]
+    if report.retry_of is not None:
+        lines.append(f"Draws again: job {report.retry_of}")
     if report.state != "completed" and report.billed != "no":
         lines.append(f"Billed: {report.billed}")
     if report.prompt is not None:
@@ -130,6 +137,46 @@ def _metadata(found: ImageMetadata) -> str:
     lines += [harmless(f"{key}: {value}") for key, value in found.metadata.items()]
     if found.history is not None:
         lines += ["", "In the history:", *_facts(found.history)]
+    return "\n".join(lines)
+
+
+def _spending(report: SpendingReport) -> str:
+    lines = [f"Spent from {report.since} to {report.until} (UTC), by {report.by}:"]
+    lines += [f"{row.name}: {_spent(row)}" for row in report.rows]
+    lines.append(f"In all: {_spent(report.total)}")
+    if report.reserved_micro_usd:
+        lines.append(f"Jobs under way may still cost up to {pricing.show(MicroUSD(report.reserved_micro_usd))}.")
+    if report.unresolved_total:
+        told = "may have been billed; the command imaged jobs resolve records what the bill says:"
+        lines += ["", f"{report.unresolved_total} jobs {told}"]
+        lines += [f"{job.job_id}  {job.created_at}  {job.model}  {job.cost.text}" for job in report.unresolved]
+    return "\n".join(harmless(line) for line in lines)
+
+
+def _spent(row: Spent) -> str:
+    told = [pricing.show(MicroUSD(row.settled_micro_usd)), f"{row.images} pictures"]
+    if row.estimated_high_micro_usd:
+        low, high = MicroUSD(row.estimated_low_micro_usd), MicroUSD(row.estimated_high_micro_usd)
+        told.append(f"estimated {pricing.show(low)} to {pricing.show(high)}")
+    if row.possibly_billed_micro_usd:
+        told.append(f"possibly billed besides: up to {pricing.show(MicroUSD(row.possibly_billed_micro_usd))}")
+    if row.unpriced:
+        told.append(f"{row.unpriced} of unknown price")
+    return ", ".join(told)
+
+
+def _models(found: ModelList) -> str:
+    head = f"Models as of {found.as_of}, prices as of {found.price_as_of}; drawn with by default: {found.default}"
+    return "\n\n".join([head, *(_model(model) for model in found.models)])
+
+
+def _model(model: ModelFacts) -> str:
+    gone = {"current": "", "retiring": f" (until {model.gone_from})", "retired": f" (no longer answers since {model.gone_from})"}
+    replacement = f"; in its place: {model.replacement}" if model.replacement else ""
+    sizes = ", ".join(model.sizes) + (" and any other within the limits" if model.any_size else "")
+    lines = [f"{model.name}{gone[model.status]}{replacement}", f"  A picture: {model.price}", f"  Sizes: {sizes or 'unknown'}"]
+    lines += [f"  Qualities: {', '.join(model.qualities) or 'none'}; formats: {', '.join(model.formats)}"]
+    lines += [f"  {name}: {note}" for name, note in model.notes.items()]
     return "\n".join(lines)
 
 

@@ -21,12 +21,15 @@ from eventlog.events import (
     JobFailed,
     JobInterrupted,
     JobRequested,
+    JobResolved,
     JobStarted,
+    LaterEvent,
     ReplyReceived,
     WordsForgotten,
 )
 from eventlog.jobs import JobBoard
 from eventlog.segments import START, Located, Mark, Scan, located, read_log, segment_name, segment_starts
+from eventlog.spending import Spending
 from eventlog.values import CostRange, JobId, MicroUSD, Position, Sha256, Words
 
 PROMPT_SHOWN_MAX = 200
@@ -121,13 +124,14 @@ class _SpokenWords:
 
 
 def _follow(scan: Scan, words: _SpokenWords) -> tuple[Mark, Fault | None]:
-    board = JobBoard()
+    board, spending = JobBoard(), Spending()
     mark = START
     try:
         for found in scan:
             commit, mark, _ = one = located(found)
             words.follow(one)
             board.apply(commit)
+            spending.apply(commit)
             board.drop_over(commit.position)
     except IllegalTransition as exc:
         return mark, Fault(mark.position, mark.offset, str(exc))
@@ -167,7 +171,7 @@ def narrate(directory: Path, job: JobId | None = None, until: Position | datetim
     for commit, _, _ in commits(directory, until):
         at = commit.at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
         for event in commit.events:
-            if isinstance(event, JobEvent | WordsForgotten) and job in (None, event.job):
+            if isinstance(event, JobEvent | LaterEvent) and job in (None, event.job):
                 whose = "" if job else f"{event.job} "
                 yield harmless(f"{at} #{commit.position} {whose}{_told(event, commit)}")
             elif job is None and isinstance(event, DaemonStarted):
@@ -176,7 +180,7 @@ def narrate(directory: Path, job: JobId | None = None, until: Position | datetim
                 yield harmless(f"{at} #{commit.position} imaged stopped: {event.reason}")
 
 
-def _told(event: JobEvent | WordsForgotten, commit: Commit) -> str:
+def _told(event: JobEvent | LaterEvent, commit: Commit) -> str:
     words = commit.words or Words(salt="")
     match event:
         case HistoryImported(images=images):
@@ -210,6 +214,9 @@ def _told(event: JobEvent | WordsForgotten, commit: Commit) -> str:
             return f"cancelled, billed: {event.billed}"
         case JobInterrupted():
             return f"interrupted: {event.code}; {visible(words.message)}"
+        case JobResolved():
+            cost = "" if event.cost is None else f", cost {_money(event.cost.amount)} ({event.cost.basis})"
+            return f"resolved by {event.client.name}: billed: {event.billed}{cost}"
         case WordsForgotten():
             return f"forgotten: the words of {len(event.positions)} commits"
 

@@ -5,6 +5,7 @@ names are on people's disks. No secrets, no image bytes, no free text; free text
 """
 
 from datetime import datetime
+from typing import Literal
 
 from eventlog.values import (
     Account,
@@ -63,7 +64,8 @@ class JobRequested(Value, frozen=True, tag=True):
     """A picture was ordered. Words: `prompt`, `output_path`, `output_dir`, `sources`.
 
     `sidecar`: the picture's file is left as it came and its provenance is put beside it. `request_key` is the
-    digest of the key by which the asker can ask again without ordering again; empty without one.
+    digest of the key by which the asker can ask again without ordering again; empty without one. `retry_of` is the job
+    that came to nothing and is drawn again by this one.
     """
 
     job: JobId
@@ -75,6 +77,7 @@ class JobRequested(Value, frozen=True, tag=True):
     any_path: bool = False
     sidecar: bool = False
     request_key: str = ""
+    retry_of: JobId | None = None
 
 
 class JobStarted(Value, frozen=True, tag=True):
@@ -193,6 +196,18 @@ class WordsForgotten(Value, frozen=True, tag=True):
     files: bool = False
 
 
+class JobResolved(Value, frozen=True, tag=True):
+    """Of a job that is over and may have been billed, somebody looked at the bill and said whether it was.
+
+    `cost` is None if it was not. `client` is who said so.
+    """
+
+    job: JobId
+    billed: Literal["no", "yes"]
+    client: Client
+    cost: Cost | None = None
+
+
 JobEvent = (
     HistoryImported
     | JobRequested
@@ -206,7 +221,10 @@ JobEvent = (
     | JobCancelled
     | JobInterrupted
 )
-Event = LogCreated | DaemonStarted | DaemonStopped | RequestReceived | WordsForgotten | JobEvent
+LaterEvent = WordsForgotten | JobResolved
+"""Of a job that is over, and may have left the board long ago."""
+
+Event = LogCreated | DaemonStarted | DaemonStopped | RequestReceived | LaterEvent | JobEvent
 
 
 class Commit(Value, frozen=True):

@@ -16,13 +16,13 @@ from pathlib import Path
 import msgspec
 
 from eventlog.errors import IndexUnavailable
-from eventlog.events import Commit, WordsForgotten
-from eventlog.jobs import Job, JobBoard, without_words
+from eventlog.events import Commit, LaterEvent, WordsForgotten
+from eventlog.jobs import Job, JobBoard, amend
 from eventlog.segments import Located, Mark
-from eventlog.spending import Amounts, Period, Spending, reservations_of
+from eventlog.spending import Amounts, Period, Spending, Suspicion, reservations_of
 from eventlog.values import JobId, Position
 
-VERSION = 3
+VERSION = 4
 TRIGRAM_CHARACTERS_MIN = 3
 BUSY_SECONDS_MAX = 0.1  # every commit waits for this: what somebody else holds locked is written with the next one
 # Checkpoints belong into idle moments: one made by a commit stalls the writer by up to 370 ms. This many pages
@@ -59,7 +59,13 @@ CREATE TABLE spending (
     day TEXT, model TEXT, client TEXT, key TEXT,
     settled INTEGER NOT NULL, possibly_billed INTEGER NOT NULL,   -- micro-dollars
     unpriced INTEGER NOT NULL, images INTEGER NOT NULL, replies INTEGER NOT NULL,
+    estimated_low INTEGER NOT NULL, estimated_high INTEGER NOT NULL,   -- micro-dollars
+    unestimated INTEGER NOT NULL,
     PRIMARY KEY (day, model, client, key)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE suspicion (
+    id TEXT PRIMARY KEY,                  -- of a job that may have been billed
+    body BLOB NOT NULL                    -- where and with what its lost attempts are counted, JSON
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE forgetting (
     number INTEGER PRIMARY KEY,           -- of a WordsForgotten that is not known to be carried out
@@ -71,6 +77,7 @@ TRIGRAMS = "CREATE VIRTUAL TABLE prompt USING fts5(folded, content='', columnsiz
 logger = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
 _decode_job = msgspec.json.Decoder(Job).decode
+_decode_suspicions = msgspec.json.Decoder(tuple[Suspicion, ...]).decode
 _decode_forgotten = msgspec.json.Decoder(WordsForgotten).decode
 _UNUSABLE = (sqlite3.Error, msgspec.DecodeError, UnicodeDecodeError)
 
@@ -100,12 +107,12 @@ class Index:
         self._damaged = False
         self._jobs: dict[JobId, None] = {}  # what has changed and is not written yet
         self._periods: dict[Period, None] = {}
-        self._forgotten: list[tuple[Commit, WordsForgotten]] = []
+        self._later: list[tuple[Commit, LaterEvent]] = []
         row = connection.execute("SELECT offset, position, hash FROM reached").fetchone()
         self.mark = msgspec.convert(row, Mark) if row else None
         live = connection.execute("SELECT body FROM job WHERE state IN ('pending', 'running') ORDER BY number").fetchall()
         self.board = JobBoard(_decode_job(body) for (body,) in live)
-        self.spending = Spending(_amounts(connection), reservations_of(self.board))
+        self.spending = Spending(_amounts(connection), reservations_of(self.board), _suspicions(connection))
 
     @classmethod
     def open(cls, path: Path) -> "Index":
@@ -144,11 +151,11 @@ class Index:
         for commit, _, _ in located:
             self._jobs.update(dict.fromkeys(self.board.apply(commit)))
             self._periods.update(dict.fromkeys(self.spending.apply(commit)))
-            self._forgotten += [(commit, event) for event in commit.events if isinstance(event, WordsForgotten)]
+            self._later += [(commit, event) for event in commit.events if isinstance(event, LaterEvent)]
         if self._damaged or not located:
             return
         try:
-            self._write(self._jobs, self._periods, self._forgotten, located[-1].mark)
+            self._write(self._jobs, self._periods, self._later, located[-1].mark)
         except sqlite3.Error as exc:
             logger.warning("the index falls behind", extra={"why": str(exc)})
             self.stale = True
@@ -162,7 +169,7 @@ class Index:
                     _remove(self._path)
             return
         self.stale = False
-        self._jobs, self._periods, self._forgotten = {}, {}, []
+        self._jobs, self._periods, self._later = {}, {}, []
 
     def checkpoint(self) -> None:
         """Bring the write-ahead log home; for idle moments. Waits for nobody, and fails nobody."""
@@ -225,15 +232,16 @@ class Index:
         self,
         jobs: Iterable[JobId],
         periods: Iterable[Period],
-        forgotten: Iterable[tuple[Commit, WordsForgotten]],
+        later: Iterable[tuple[Commit, LaterEvent]],
         mark: Mark,
     ) -> None:
         self._db.execute("BEGIN IMMEDIATE")
         for job_id in jobs:
             if (job := self.board.get(job_id)) is not None:
                 self._write_job(job)
-        for commit, event in forgotten:
-            self._forget(commit, event)
+                self._write_suspicions(job_id)
+        for commit, event in later:
+            self._amend(commit, event)
         amounts = dict(self.spending.rows())
         for period in periods:
             self._write_spending(period, amounts[period])
@@ -276,24 +284,37 @@ class Index:
         if prompt is not None and self._has_trigrams:
             self._db.execute("INSERT INTO prompt (rowid, folded) VALUES (?, ?)", (job.requested_position, _trigrams_of(prompt)))
 
-    def _forget(self, commit: Commit, event: WordsForgotten) -> None:
-        self._db.execute("INSERT INTO forgetting (body) VALUES (?)", (_encode(event),))
+    def _amend(self, commit: Commit, event: LaterEvent) -> None:
+        """A job that is over, whether or not the board has it still."""
+        if isinstance(event, WordsForgotten):
+            self._db.execute("INSERT INTO forgetting (body) VALUES (?)", (_encode(event),))
+        else:
+            self._db.execute("DELETE FROM suspicion WHERE id = ?", (event.job,))
+        if self.board.get(event.job) is not None and not isinstance(event, WordsForgotten):
+            return  # its row is as the board has it
         row = self._db.execute("SELECT number, prompt, body FROM job WHERE id = ?", (event.job,)).fetchone()
         if row is None:
             return
         number, prompt, body = row
-        if prompt is not None and self._has_trigrams:
-            told = "INSERT INTO prompt (prompt, rowid, folded) VALUES ('delete', ?, ?)"  # it keeps no text to look at
-            self._db.execute(told, (number, _trigrams_of(prompt)))
         try:
-            job = without_words(_decode_job(body), commit.at)
+            job = amend(_decode_job(body), event, commit)
         except msgspec.DecodeError as exc:
             raise sqlite3.DatabaseError(f"the row of job {event.job} is damaged") from exc
-        self._db.execute("UPDATE job SET prompt = NULL, body = ? WHERE number = ?", (_encode(job), number))
+        if job.prompt is None and prompt is not None and self._has_trigrams:
+            told = "INSERT INTO prompt (prompt, rowid, folded) VALUES ('delete', ?, ?)"  # it keeps no text to look at
+            self._db.execute(told, (number, _trigrams_of(prompt)))
+        self._db.execute(
+            "UPDATE job SET position = ?, prompt = CASE WHEN ? THEN NULL ELSE prompt END, body = ? WHERE number = ?",
+            (job.position, job.prompt is None, _encode(job), number),
+        )
+
+    def _write_suspicions(self, job_id: JobId) -> None:
+        if suspicions := self.spending.suspicions.get(job_id):
+            self._db.execute("INSERT OR REPLACE INTO suspicion VALUES (?, ?)", (job_id, _encode(suspicions)))
 
     def _write_spending(self, period: Period, amounts: Amounts) -> None:
         self._db.execute(
-            "INSERT OR REPLACE INTO spending VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO spending VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (*msgspec.structs.astuple(period), *msgspec.structs.astuple(amounts)),
         )
 
@@ -338,3 +359,7 @@ def _amounts(db: sqlite3.Connection) -> dict[Period, Amounts]:
     columns = [*Period.__struct_fields__, *Amounts.__struct_fields__]
     rows = [dict(zip(columns, row, strict=True)) for row in db.execute(f"SELECT {', '.join(columns)} FROM spending")]
     return {msgspec.convert(row, Period): msgspec.convert(row, Amounts) for row in rows}
+
+
+def _suspicions(db: sqlite3.Connection) -> dict[JobId, tuple[Suspicion, ...]]:
+    return {JobId(job_id): _decode_suspicions(body) for job_id, body in db.execute("SELECT id, body FROM suspicion")}

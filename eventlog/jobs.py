@@ -29,6 +29,7 @@ from eventlog.events import (
     JobInterrupted,
     JobRequested,
     JobStarted,
+    LaterEvent,
     ReplyReceived,
     WordsForgotten,
 )
@@ -102,7 +103,8 @@ class Job(Value, frozen=True):
     """All that is known of one job. Times are UTC. `position` is the commit that last changed it.
 
     `imported` names the earlier program that drew it, and `missing` its files that were not found then.
-    `retry_at` is when a job between two attempts asks again; from `forgotten_at` on its words are gone.
+    `retry_at` is when a job between two attempts asks again; from `forgotten_at` on its words are gone. `retry_of` is
+    the job that this one draws again.
     """
 
     id: JobId
@@ -141,6 +143,7 @@ class Job(Value, frozen=True):
     imported: str = ""
     missing: tuple[str, ...] = ()
     forgotten_at: datetime | None = None
+    retry_of: JobId | None = None
 
     @property
     def state(self) -> JobState:
@@ -172,6 +175,7 @@ def _requested(event: JobRequested, commit: Commit) -> Job:
         sidecar=event.sidecar,
         request_key=event.request_key,
         source_names=words.sources,
+        retry_of=event.retry_of,
     )
 
 
@@ -228,7 +232,22 @@ def advance(job: Job, event: JobEvent, commit: Commit) -> Job:
     return msgspec.structs.replace(job, stage=stage, position=commit.position, changed_at=commit.at, **changes)
 
 
-def without_words(job: Job, at: datetime) -> Job:
+def amend(job: Job, event: LaterEvent, commit: Commit) -> Job:
+    """A job that is over, after one more fact.
+
+    Raises:
+        IllegalTransition: it is not over, or there was nothing to say; as for `advance`.
+    """
+    if not job.state.is_over:
+        raise IllegalTransition(f"job {job.id} is {job.stage.value}; {type(event).__name__} may not follow yet")
+    if isinstance(event, WordsForgotten):
+        return _without_words(job, commit.at)
+    if job.billed != "unknown":
+        raise IllegalTransition(f"job {job.id} is known to be billed: {job.billed}; JobResolved may not follow")
+    return msgspec.structs.replace(job, billed=event.billed, cost=event.cost, position=commit.position, changed_at=commit.at)
+
+
+def _without_words(job: Job, at: datetime) -> Job:
     """The job as a log tells it whose words of it are gone."""
     return msgspec.structs.replace(
         job,
@@ -333,8 +352,8 @@ class JobBoard:
         """
         touched: dict[JobId, Job] = {}
         for event in commit.events:
-            if isinstance(event, WordsForgotten):
-                touched |= self._without_words(event, commit)
+            if isinstance(event, LaterEvent) and (over := self._jobs.get(event.job)) is not None:
+                touched[event.job] = amend(over, event, commit)
             if not isinstance(event, JobEvent):
                 continue
             if isinstance(event, JobRequested | HistoryImported):
@@ -349,15 +368,6 @@ class JobBoard:
             touched[event.job] = advance(job, event, commit)
         self._jobs.update(touched)
         return tuple(touched)
-
-    def _without_words(self, event: WordsForgotten, commit: Commit) -> dict[JobId, Job]:
-        """A job that is over may have left the board."""
-        job = self._jobs.get(event.job)
-        if job is None:
-            return {}
-        if not job.state.is_over:
-            raise IllegalTransition(f"job {job.id} is {job.stage.value}; its words may not be forgotten yet")
-        return {job.id: without_words(job, commit.at)}
 
     def drop_over(self, up_to: Position) -> None:
         """Forget the jobs that were over at `up_to`; the index holds them."""

@@ -8,6 +8,7 @@ from datetime import UTC
 
 import msgspec
 
+from eventlog.errors import IllegalTransition
 from eventlog.events import (
     AttemptFailed,
     AttemptStarted,
@@ -17,6 +18,7 @@ from eventlog.events import (
     JobFailed,
     JobInterrupted,
     JobRequested,
+    JobResolved,
     ReplyReceived,
 )
 from eventlog.jobs import Job, Stage
@@ -35,7 +37,9 @@ class Period(Value, frozen=True):
 class Amounts(Value, frozen=True):
     """`possibly_billed` is the upper estimate of attempts whose outcome is unknown.
 
-    `unpriced` counts what has no known price: it is in neither sum.
+    `unpriced` counts what has no known price: it is in neither sum. `estimated_low` and `estimated_high` are what the
+    priced replies in `settled` were estimated at before they were asked for; `unestimated` counts those that had no
+    published bound.
     """
 
     settled: MicroUSD = MicroUSD(0)
@@ -43,38 +47,57 @@ class Amounts(Value, frozen=True):
     unpriced: int = 0
     images: int = 0
     replies: int = 0
+    estimated_low: MicroUSD = MicroUSD(0)
+    estimated_high: MicroUSD = MicroUSD(0)
+    unestimated: int = 0
+
+
+class Suspicion(Value, frozen=True):
+    """What an attempt whose outcome is unknown is counted with until somebody resolves its job. `high`: None without a bound."""
+
+    period: Period
+    high: MicroUSD | None
 
 
 class Reservation(Value, frozen=True):
-    """What a job that is not over may cost; `high` is None if there is no published bound.
+    """What a job that is not over may cost; `low` and `high` are None if there is no published bound.
 
-    `attempting`: a request is under way. `answered`: its reply is accounted, nothing is reserved any more.
+    `free`: nobody bills it. `attempting`: a request is under way. `answered`: its reply is accounted, nothing is
+    reserved any more.
     """
 
     model: str
     client: str
     key: str
+    low: MicroUSD | None
     high: MicroUSD | None
+    free: bool = False
     attempting: bool = False
     answered: bool = False
 
 
 class Spending:
+    """`suspicions` are the jobs that may have been billed, each with its attempts that were lost."""
+
     def __init__(
-        self, amounts: Mapping[Period, Amounts] | None = None, reservations: Mapping[JobId, Reservation] | None = None
+        self,
+        amounts: Mapping[Period, Amounts] | None = None,
+        reservations: Mapping[JobId, Reservation] | None = None,
+        suspicions: Mapping[JobId, tuple[Suspicion, ...]] | None = None,
     ) -> None:
         self._amounts = dict(amounts or {})
         self._reservations = dict(reservations or {})
+        self.suspicions = dict(suspicions or {})
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Spending):
             return NotImplemented
-        return self._amounts == other._amounts and self._reservations == other._reservations
+        return (self._amounts, self._reservations, self.suspicions) == (other._amounts, other._reservations, other.suspicions)
 
     __hash__ = None  # type: ignore[assignment]
 
     def copy(self) -> "Spending":
-        return Spending(self._amounts, self._reservations)
+        return Spending(self._amounts, self._reservations, self.suspicions)
 
     def rows(self) -> Iterator[tuple[Period, Amounts]]:
         return iter(self._amounts.items())
@@ -85,7 +108,11 @@ class Spending:
         return MicroUSD(sum(r.high or 0 for r in self._reservations.values() if not r.answered))
 
     def apply(self, commit: Commit) -> tuple[Period, ...]:
-        """Follow one commit; returns the periods it changed."""
+        """Follow one commit, which the board has followed before; returns the periods it changed.
+
+        Raises:
+            IllegalTransition: a job was resolved that was in no doubt; a bug, or a log that was not written by us.
+        """
         touched = []
         for event in commit.events:
             match event:
@@ -103,7 +130,7 @@ class Spending:
                     self._note(event.job, attempting=False)
                     amount = None if cost is None else cost.amount
                     lost = Amounts(settled=amount or MicroUSD(0), unpriced=int(amount is None), replies=1)
-                    touched.append(self._add(self._reservations[event.job], commit, lost))
+                    touched.append(self._add(_period(self._reservations[event.job], commit), lost))
                 case AttemptFailed():
                     self._note(event.job, attempting=False)
                     touched.append(self._suspect(event.job, commit))
@@ -111,6 +138,8 @@ class Spending:
                     if self._reservations[event.job].attempting:  # one that ended was counted at its end
                         touched.append(self._suspect(event.job, commit))
                     del self._reservations[event.job]
+                case JobResolved():
+                    touched += self._resolve(event)
                 case JobCompleted() | JobFailed() | JobCancelled():
                     del self._reservations[event.job]
         return tuple(touched)
@@ -123,46 +152,59 @@ class Spending:
         reserved = self._reservations[event.job]
         self._note(event.job, attempting=False, answered=True)
         amount = MicroUSD(0) if event.cost.basis == "offline" else event.cost.amount
-        return self._add(
-            reserved,
-            commit,
-            Amounts(
-                settled=amount or MicroUSD(0),
-                unpriced=int(amount is None),
-                images=len(event.pictures),
-                replies=1,
-            ),
-        )
+        counted = Amounts(unpriced=int(amount is None), images=len(event.pictures), replies=1)
+        if amount is not None:
+            counted = msgspec.structs.replace(
+                counted,
+                settled=amount,
+                estimated_low=reserved.low or MicroUSD(0),
+                estimated_high=reserved.high or MicroUSD(0),
+                unestimated=int(reserved.high is None),
+            )
+        return self._add(_period(reserved, commit), counted)
 
     def _suspect(self, job: JobId, commit: Commit) -> Period:
         reserved = self._reservations[job]
-        return self._add(
-            reserved,
-            commit,
-            Amounts(possibly_billed=reserved.high or MicroUSD(0), unpriced=int(reserved.high is None)),
-        )
+        period = _period(reserved, commit)
+        if not reserved.free:
+            self.suspicions[job] = (*self.suspicions.get(job, ()), Suspicion(period=period, high=reserved.high))
+        return self._add(period, _suspected(reserved.high))
 
-    def _add(self, reserved: Reservation, commit: Commit, more: Amounts) -> Period:
-        period = Period(
-            day=commit.at.astimezone(UTC).date().isoformat(),
-            model=reserved.model,
-            client=reserved.client,
-            key=reserved.key,
-        )
-        before = self._amounts.get(period, Amounts())
-        self._amounts[period] = Amounts(
-            settled=MicroUSD(before.settled + more.settled),
-            possibly_billed=MicroUSD(before.possibly_billed + more.possibly_billed),
-            unpriced=before.unpriced + more.unpriced,
-            images=before.images + more.images,
-            replies=before.replies + more.replies,
-        )
+    def _resolve(self, event: JobResolved) -> list[Period]:
+        """In the period in which the doubt arose: that is when OpenAI billed it, if it did."""
+        doubts = self.suspicions.pop(event.job, ())
+        if not doubts:
+            raise IllegalTransition(f"job {event.job} was resolved, but nobody doubted whether it was billed")
+        periods = [self._add(doubt.period, _suspected(doubt.high), times=-1) for doubt in doubts]
+        if event.billed == "yes":
+            amount = None if event.cost is None else event.cost.amount
+            self._add(periods[-1], Amounts(settled=amount or MicroUSD(0), unpriced=int(amount is None)))
+        return periods
+
+    def _add(self, period: Period, more: Amounts, *, times: int = 1) -> Period:
+        before = msgspec.structs.asdict(self._amounts.get(period, Amounts()))
+        added = msgspec.structs.asdict(more)
+        self._amounts[period] = Amounts(**{name: value + times * added[name] for name, value in before.items()})
         return period
 
 
+def _suspected(high: MicroUSD | None) -> Amounts:
+    return Amounts(possibly_billed=high or MicroUSD(0), unpriced=int(high is None))
+
+
+def _period(reserved: Reservation, commit: Commit) -> Period:
+    return Period(
+        day=commit.at.astimezone(UTC).date().isoformat(),
+        model=reserved.model,
+        client=reserved.client,
+        key=reserved.key,
+    )
+
+
 def _reservation(model: str, client: str, account: Account, estimate: CostRange) -> Reservation:
-    high = MicroUSD(0) if account.backend == "offline" else estimate.high
-    return Reservation(model=model, client=client, key=account.key, high=high)
+    free = account.backend == "offline"
+    low, high = (MicroUSD(0), MicroUSD(0)) if free else (estimate.low, estimate.high)
+    return Reservation(model=model, client=client, key=account.key, low=low, high=high, free=free)
 
 
 def reservations_of(jobs: Iterable[Job]) -> dict[JobId, Reservation]:

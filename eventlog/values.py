@@ -27,7 +27,7 @@ Tool = Literal["generate_image", "edit_image", "transform_image"]
 Door = Literal["mcp", "control", "cli"]
 Billed = Literal["no", "unknown", "yes"]
 Backend = Literal["openai", "offline"]
-CostBasis = Literal["usage", "unknown", "offline", "imported"]
+CostBasis = Literal["usage", "unknown", "offline", "imported", "resolved"]
 Embedding = Literal["off", "minimal", "standard", "full"]
 
 
@@ -126,8 +126,9 @@ class CostRange(Value, frozen=True):
 class Cost(Value, frozen=True):
     """What a reply cost. `amount` is None when it is not known, which is never the same as zero.
 
-    `would_be` is set by the offline backend only: what the same usage costs at OpenAI. `claimed` is set for what
-    was imported only: what the earlier program believed it cost.
+    `resolved`: the reply was lost, and the job's owner said what the bill has, or only that it has something; it is
+    then the upper estimate. `would_be` is set by the offline backend only: what the same usage costs at OpenAI.
+    `claimed` is set for what was imported only: what the earlier program believed it cost.
     """
 
     amount: MicroUSD | None

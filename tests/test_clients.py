@@ -26,6 +26,8 @@ TOOLS = {
     "cancel_job",
     "list_generated_images",
     "get_metadata_from_image",
+    "retry_job",
+    "get_spending",
 }
 
 

@@ -58,9 +58,9 @@ def test_every_tool_carries_all_that_a_careful_client_looks_for(tmp_path: Path) 
             required = set(tool["inputSchema"].get("required", ()))
             assert all("default" in p or n in required for n, p in tool["inputSchema"]["properties"].items())
             assert all(p.get("description") for p in tool["inputSchema"]["properties"].values())
-            changes = ("generate_image", "edit_image", "transform_image", "start_generation_job", "cancel_job")
-            assert tool["annotations"]["readOnlyHint"] is (tool["name"] not in changes)
-            assert tool["annotations"]["openWorldHint"] is (tool["name"] in changes[:4])
+            draws = ("generate_image", "edit_image", "transform_image", "start_generation_job", "retry_job")
+            assert tool["annotations"]["readOnlyHint"] is (tool["name"] not in (*draws, "cancel_job"))
+            assert tool["annotations"]["openWorldHint"] is (tool["name"] in draws)
 
 
 def test_the_list_of_tools_is_the_same_bytes_for_everybody(tmp_path: Path) -> None:

@@ -32,7 +32,10 @@ NEXT_STEPS: Mapping[str, str] = {
     "bad_request": "Change what OpenAI names and ask again.",
     "server_error": "OpenAI had trouble; try again later.",
     "not_sent": "Nothing was sent and nothing charged; check the network and OPENAI_BASE_URL, then ask again.",
-    "outcome_unknown": "Look at your OpenAI usage page before you ask again.",
+    "outcome_unknown": (
+        "Look at your OpenAI usage page before you ask again: retry_job draws it once more, and may be paid twice; the "
+        "command imaged jobs resolve records what the bill says."
+    ),
     "bad_reply": "OpenAI answered with something else than the picture; its bytes are kept in the store.",
     "not_stored": "Free some space on the disk of IMAGED_HOME before the next picture.",
     "source_gone": "Ask again with the picture as a file.",

@@ -173,16 +173,21 @@ def input_tokens(model: str, width: int, height: int, fidelity: str | None) -> i
     return None if price is None or price.inputs is None else _tokens_of_input(price.inputs, width, height, fidelity)
 
 
-def span() -> CostRange:
-    """The least and the most that one picture of the models in use costs, at the usual sizes, prompt left out."""
+def span(model: str | None = None) -> CostRange:
+    """The least and the most that one picture costs, at the usual sizes, prompt left out: of one model, or of those that
+    are in use. None where no price is known.
+    """
+    names = catalogue().usable_names(table().as_of) if model is None else (model,)
     costs = [
         tokens * Fraction(price.image_out)
         for price in table().models
-        if price.image_out is not None and price.name in catalogue().usable_names(table().as_of)
+        if price.image_out is not None and price.name in names
         for quality in (*price.factors, *price.tokens)
         for size in table().sizes_when_auto
         for tokens in _tokens(price, size, quality) or ()
     ]
+    if not costs:
+        return CostRange(low=None, high=None, table=table().version)
     return CostRange(low=MicroUSD(floor(min(costs))), high=MicroUSD(ceil(max(costs))), table=table().version)
 
 

@@ -7,6 +7,7 @@ shrink them without knowing what may follow what.
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 from eventlog.disk import Disk
 from eventlog.events import (
@@ -21,6 +22,7 @@ from eventlog.events import (
     JobFailed,
     JobInterrupted,
     JobRequested,
+    JobResolved,
     JobStarted,
     ReplyReceived,
     RequestReceived,
@@ -30,6 +32,7 @@ from eventlog.index import Index
 from eventlog.jobs import Job, JobBoard, Stage
 from eventlog.log import EventLog, Recovery
 from eventlog.segments import Located, Mark
+from eventlog.spending import Spending
 from eventlog.values import (
     Account,
     Client,
@@ -104,6 +107,11 @@ def completed(job: JobId) -> JobCompleted:
     return JobCompleted(job=job, images=(image,))
 
 
+def resolved(job: JobId, billed: Literal["no", "yes"], amount: int | None = 8_000) -> JobResolved:
+    cost = Cost(amount=None if amount is None else MicroUSD(amount), basis="resolved", table="2026-11")
+    return JobResolved(job=job, billed=billed, client=Client(name="a client"), cost=cost if billed == "yes" else None)
+
+
 def said(**words: object) -> Words:
     return Words(salt=SALT, **words)  # type: ignore[arg-type]
 
@@ -122,21 +130,25 @@ def one_job(first: int = 2, *, number: int = 1, prompt: str = PROMPTS[0]) -> lis
 
 def commits_of(choices: Sequence[int], first: int = 2) -> list[Commit]:
     """A legal history: each number picks one of the things that may happen next."""
-    board = JobBoard()
+    board, spending = JobBoard(), Spending()
     commits: list[Commit] = []
     for choice in choices:
         which, how = divmod(choice, 64)
         live = [job for job in board if not job.state.is_over]
-        pick = which % (len(live) + 2)
+        doubtful = [job for job in board if job.state.is_over and job.id in spending.suspicions and job.billed == "unknown"]
+        pick = which % (len(live) + 2 + bool(doubtful))
         if pick < len(live):
             steps = possible_steps(live[pick])
             events, words = steps[how % len(steps)]
+        elif pick == len(live) + 2:
+            events, words = (resolved(doubtful[how % len(doubtful)].id, "no" if how % 3 else "yes"),), None
         elif pick == len(live):
             events, words = _new_job(len(board), how)
         else:
             events, words = (RequestReceived(operation="list_jobs", door="mcp", client=Client(name="c")),), None
         after = commit(first + len(commits), *events, words=words)
         board.apply(after)
+        spending.apply(after)
         commits.append(after)
     return commits
 
@@ -244,7 +256,7 @@ def chunks(items: Sequence[Located], sizes: Iterable[int]) -> list[Sequence[Loca
 
 def dump(index: Index) -> tuple[object, ...]:
     """Everything that the file holds, for comparing two of them."""
-    tables = ("reached", "job", "image", "spending")
+    tables = ("reached", "job", "image", "spending", "suspicion")
     return tuple(sorted(index._db.execute(f"SELECT * FROM {table}").fetchall(), key=repr) for table in tables)
 
 

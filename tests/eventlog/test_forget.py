@@ -297,7 +297,7 @@ def test_what_a_crash_left_half_written_or_torn_is_swept() -> None:
 def test_a_job_that_is_not_over_may_not_lose_its_words() -> None:
     board = JobBoard()
     board.apply(one_job()[0])
-    with pytest.raises(IllegalTransition, match="may not be forgotten"):
+    with pytest.raises(IllegalTransition, match="may not follow yet"):
         board.apply(forgotten(3, 2))
 
 

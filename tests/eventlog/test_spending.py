@@ -3,9 +3,11 @@
 from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eventlog.errors import IllegalTransition
 from eventlog.events import (
     AttemptFailed,
     AttemptStarted,
@@ -15,13 +17,14 @@ from eventlog.events import (
     JobFailed,
     JobInterrupted,
     JobRequested,
+    JobResolved,
     JobStarted,
     ReplyReceived,
 )
 from eventlog.jobs import JobBoard
 from eventlog.spending import Amounts, Period, Spending, reservations_of
 from eventlog.values import Billed, Cost, JobId, MicroUSD
-from tests.eventlog.builders import DAWN, MODELS, attempt, commit, commits_of, completed, job_id, reply, requested
+from tests.eventlog.builders import DAWN, MODELS, attempt, commit, commits_of, completed, job_id, reply, requested, resolved
 
 JOB = job_id(1)
 TODAY = Period(day="2026-11-22", model=MODELS[0], client="a client", key="k1")
@@ -50,7 +53,8 @@ def failed(billed: Billed, *, number: int = 1, cost: Cost | None = None) -> Atte
 def test_a_reply_settles_and_ends_the_reservation() -> None:
     assert after().reserved == 13_000 and not list(after().rows())
     spending = after((reply(JOB),))
-    assert only(spending) == Amounts(settled=MicroUSD(11_000), images=1, replies=1) and spending.reserved == 0
+    estimated = {"estimated_low": MicroUSD(9_000), "estimated_high": MicroUSD(13_000)}
+    assert only(spending) == Amounts(settled=MicroUSD(11_000), images=1, replies=1, **estimated) and spending.reserved == 0
     assert only(after((reply(JOB),), (completed(JOB),))) == only(spending)
 
 
@@ -87,6 +91,53 @@ def test_an_unknown_outcome_without_an_upper_estimate_is_unpriced() -> None:
 def test_two_unknown_attempts_of_one_job_count_twice_and_the_third_is_still_reserved() -> None:
     spending = after((failed("unknown"),), (attempt(JOB, 2),), (failed("unknown", number=2),), (attempt(JOB, 3),))
     assert only(spending) == Amounts(possibly_billed=MicroUSD(26_000)) and spending.reserved == 13_000
+
+
+def test_a_priced_reply_that_had_no_bound_is_counted_as_not_estimated() -> None:
+    amounts = only(after((reply(JOB),), first=requested(JOB, high=None)))
+    assert amounts.unestimated == 1 and (amounts.settled, amounts.estimated_high) == (11_000, 0)
+
+
+def test_a_lost_attempt_is_in_doubt_until_somebody_resolves_it() -> None:
+    doubtful = after((JobInterrupted(job=JOB),))
+    assert list(doubtful.suspicions) == [JOB]
+    assert only(after((JobInterrupted(job=JOB),), (resolved(JOB, "no"),))) == Amounts()
+    billed = after((JobInterrupted(job=JOB),), (resolved(JOB, "yes", 8_000),))
+    assert only(billed) == Amounts(settled=MicroUSD(8_000)) and not billed.suspicions
+
+
+def test_what_was_billed_without_a_known_amount_is_unpriced() -> None:
+    ends = ((JobInterrupted(job=JOB),), (resolved(JOB, "yes", None),))
+    assert only(after(*ends, first=requested(JOB, high=None))) == Amounts(unpriced=1)
+
+
+def test_every_lost_attempt_of_a_job_is_resolved_with_it() -> None:
+    lost = ((failed("unknown"),), (attempt(JOB, 2),), (failed("unknown", number=2), JobInterrupted(job=JOB)))
+    assert only(after(*lost, (resolved(JOB, "yes", 9_000),))) == Amounts(settled=MicroUSD(9_000))
+
+
+def test_it_is_counted_on_the_day_of_the_attempt_whenever_it_is_resolved() -> None:
+    spending, board = Spending(), JobBoard()
+    story = [(requested(JOB),), (JobStarted(job=JOB),), (attempt(JOB),), (JobInterrupted(job=JOB),), (resolved(JOB, "yes"),)]
+    for position, events in enumerate(story, start=2):
+        one = commit(position, *events, at=DAWN + timedelta(days=40 * (position == 6)))
+        board.apply(one)
+        spending.apply(one)
+    assert only(spending).settled == 8_000
+
+
+def test_nobody_resolves_what_was_never_in_doubt_or_is_resolved() -> None:
+    for ends in (
+        [(reply(JOB),), (completed(JOB),)],
+        [(JobCancelled(job=JOB),)],
+        [(JobInterrupted(job=JOB),), (resolved(JOB, "no"),)],
+        [],
+    ):
+        with pytest.raises(IllegalTransition):
+            after(*ends, (resolved(JOB, "yes"),))
+    spending = after((reply(JOB),))  # also where the board has dropped the job long ago
+    with pytest.raises(IllegalTransition, match="nobody doubted"):
+        spending.apply(commit(9, resolved(JOB, "yes")))
 
 
 def test_what_was_not_billed_is_not_counted() -> None:
@@ -144,14 +195,14 @@ def test_in_any_history_each_attempt_is_counted_once_and_live_jobs_are_reserved(
         for one in commits
         for event in one.events
         if isinstance(event, JobRequested) and event.estimate.high is not None and event.account.backend == "openai"
-    }
+    } - {event.job for one in commits for event in one.events if isinstance(event, JobResolved)}
     priced = [
         Commit(position=one.position, at=one.at, events=tuple(e for e in one.events if getattr(e, "job", None) in bounded))
         for one in commits
     ]
     total = sum(amounts.possibly_billed for _, amounts in spending.rows())
     assert total == 13_000 * attempts_of_unknown_outcome(priced)
-    live = Spending(dict(spending.rows()), reservations_of(board))
+    live = Spending(dict(spending.rows()), reservations_of(board), spending.suspicions)
     assert live == spending
     assert spending.copy() == spending and spending.copy() is not spending
 

@@ -1,0 +1,132 @@
+"""What can be done about a job that came to nothing: draw it again, or say what became of its money.
+
+Rule: a job is drawn again once. Whoever asks a second time gets the job that draws it, and if that one came to nothing,
+too, it is that one that is to be asked for again: nobody pays three times for a picture by repeating himself.
+"""
+
+from functools import partial
+from typing import Annotated, Literal
+
+import msgspec
+import trio
+from msgspec import Meta
+
+from daemon import decisions, drawing, questions, telling
+from daemon.arguments import Arguments, JobIdText
+from daemon.errors import Refused
+from daemon.house import House
+from daemon.results import Answer
+from daemon.session import Caller
+from eventlog.events import JobResolved, RequestReceived
+from eventlog.jobs import Job
+from eventlog.values import Cost, JobState, MicroUSD, Sha256, Words, digest
+from tools.errors import FileFailed
+
+MICRO = 6  # digits behind the point of a dollar
+
+
+class RetryJob(Arguments, frozen=True, kw_only=True):
+    job_id: JobIdText
+    output_path: Annotated[
+        str | None, Meta(description="Another file name for the picture. Left out: the one that was asked for then.")
+    ] = None
+
+
+class ResolveJob(Arguments, frozen=True, kw_only=True):
+    job_id: JobIdText
+    outcome: Annotated[Literal["billed", "not_billed"], Meta(description="What OpenAI's usage page or bill says.")]
+    amount_usd: Annotated[
+        Annotated[str, Meta(pattern=r"^[0-9]{1,6}(\.[0-9]{1,6})?$")] | None,
+        Meta(description="What was billed, in US dollars. Left out: the upper estimate is counted.", examples=["0.042"]),
+    ] = None
+
+
+async def retry_job(house: House, caller: Caller, received: RequestReceived, words: Words, asked: RetryJob) -> Answer:
+    """Orders what the job was asked for once more, with the settings of this session, and answers at once.
+
+    Raises:
+        Refused: nothing was recorded and nothing will be drawn.
+    """
+    async with house.keyed_orders:  # two for the same job, one after the other
+        job = await questions.find(house, asked.job_id, "job_id")
+        key = digest(msgspec.json.encode(["retry", job.id]))
+        again = await house.find_job_of_key(key)
+        warnings: tuple[str, ...] = ()
+        if again is None:
+            placing = await _placing(house, job, asked, key)
+            job_id, warnings = await drawing.place(house, caller, received, words, placing)
+        else:
+            _insist_on_hope(job, again)
+            await house.ledger.post(decisions.receive_request(received, words))
+            job_id, warnings = again.id, (f"Job {job.id} had been asked for again before; nothing new is drawn.",)
+    return await telling.tell_now(house, job_id, settings=caller.session.settings, warnings=warnings)
+
+
+async def resolve_job(house: House, caller: Caller, asked: ResolveJob) -> Answer:
+    """Records what its owner found on the bill, for good.
+
+    Raises:
+        Refused: it is not over, or whether it was billed is known.
+    """
+    job = await questions.find(house, asked.job_id, "job_id")
+    if not job.state.is_over:
+        raise _no(f"Job {job.id} is {job.state.value}; what it costs is known when it is over.", "not_over")
+    cost = None
+    if asked.outcome == "billed":
+        amount = job.estimate.high if asked.amount_usd is None else _micro_usd(asked.amount_usd)
+        cost = Cost(amount=amount, basis="resolved", table=job.estimate.table)
+    elif asked.amount_usd is not None:
+        raise Refused(
+            f"amount_usd is {asked.amount_usd}, but what was not billed has no amount; leave one of them out.",
+            code="bad_arguments",
+            argument="amount_usd",
+        )
+    billed: Literal["no", "yes"] = "no" if cost is None else "yes"
+    resolved = JobResolved(job=job.id, billed=billed, client=caller.client, cost=cost)
+    await house.ledger.record(decisions.resolve_job(resolved))
+    return await telling.tell_now(house, job.id, settings=caller.session.settings)
+
+
+async def _placing(house: House, job: Job, asked: RetryJob, key: Sha256) -> drawing.Placing:
+    if not job.state.is_over:
+        raise _no(f"Job {job.id} is {job.state.value}; wait for it, or cancel it first.", "not_over")
+    if job.state is JobState.COMPLETED:
+        raise _no(f"Job {job.id} has its pictures; to draw others, order them anew.", "already_over")
+    if job.prompt is None or (job.request.sources and not job.source_names):
+        raise _no(f"The words of job {job.id} have been forgotten; order the picture anew.", "forgotten")
+    try:
+        await trio.to_thread.run_sync(partial(_insist_on_sources, house, job))
+    except FileFailed as exc:
+        raise _no(f"A picture that job {job.id} started from is gone: {exc} Order it anew.", "source_gone") from exc
+    return drawing.Placing(
+        request=job.request,
+        prompt=job.prompt,
+        output_path=asked.output_path or job.output_path or drawing.DEFAULT_NAMES[job.request.tool],
+        source_names=job.source_names,
+        request_key=key,
+        retry_of=job.id,
+    )
+
+
+def _insist_on_sources(house: House, job: Job) -> None:
+    """Blocking."""
+    for picture in (*job.request.sources, job.request.mask, job.request.markup):
+        if picture is not None:
+            house.store.get(picture.sha256)
+
+
+def _insist_on_hope(job: Job, again: Job) -> None:
+    if again.state.is_over and again.state is not JobState.COMPLETED:
+        raise _no(
+            f"Job {job.id} was asked for again as job {again.id}, which is {again.state.value}; ask for that one again.",
+            "already_retried",
+        )
+
+
+def _no(sentence: str, code: str) -> Refused:
+    return Refused(sentence, code=code, argument="job_id")
+
+
+def _micro_usd(text: str) -> MicroUSD:
+    whole, _, fraction = text.partition(".")
+    return MicroUSD(int(whole) * 10**MICRO + int(fraction.ljust(MICRO, "0")))
