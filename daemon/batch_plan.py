@@ -16,6 +16,7 @@ from daemon import arguments, bridge, config
 from daemon.arguments import StartGenerationJob
 from daemon.config import Settings
 from daemon.errors import BadConfiguration, Refused
+from daemon.keyring import RUNNING_MAX_DEFAULT
 from eventlog.values import CostRange, ImageRequest, Picture, digest
 from tools import batch_config, inputs, models, pricing
 from tools import sources as vetting
@@ -123,7 +124,7 @@ def _session(options: Options, file: BatchFile, pace: Pace, environ: Mapping[str
     roots = [str(own_dir) for own_dir in own.input_roots] + [str(Path.cwd()), str(options.path.absolute().parent)]
     roots += ["/"] if options.any_path else []
     given["OPENAI_IMAGE_INPUT_DIR"] = os.pathsep.join(root for root in dict.fromkeys(roots) if os.pathsep not in root)
-    given["IMAGED_MAX_CONCURRENT"] = str(max(own.max_concurrent, pace.max_concurrent))
+    given["IMAGED_MAX_CONCURRENT"] = str(max(own.max_concurrent or RUNNING_MAX_DEFAULT, pace.max_concurrent))
     if options.any_path:
         given["OPENAI_IMAGE_ALLOW_ANY_PATH"] = "true"
     return given, Settings.parse(given, home_dir=config.user_home())

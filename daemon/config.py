@@ -63,7 +63,7 @@ class Thumbnails(msgspec.Struct, frozen=True):
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What one session asked for. Times in seconds. `key` is None when there is none or none is needed.
 
-    `inline_bytes_max` bounds the pictures in one answer, in bytes of base64; Claude Desktop refuses a result of 1 MiB.
+    `max_concurrent` is None where nobody said it: the account keeps the limit it has. `inline_bytes_max` bounds the pictures in one answer, in bytes of base64; Claude Desktop refuses a result of 1 MiB.
     """
 
     account: Account
@@ -75,7 +75,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     embedding: Embedding
     sidecar: bool
     thumbnails: Thumbnails
-    max_concurrent: int
+    max_concurrent: int | None
     sync_wait_seconds: float
     inline_bytes_max: int
     idle_exit_seconds: float
@@ -115,7 +115,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 size_px=_clamped(values, "OPENAI_IMAGE_THUMBNAIL_SIZE", 128, 1, 512),
                 quality=_clamped(values, "OPENAI_IMAGE_THUMBNAIL_QUALITY", 60, 1, 100),
             ),
-            max_concurrent=int(_number(values, "IMAGED_MAX_CONCURRENT", 4, 1, CONCURRENT_MAX, whole=True)),
+            max_concurrent=_limit(values),
             sync_wait_seconds=_number(values, "IMAGED_SYNC_WAIT_SECONDS", 45, 0, SYNC_WAIT_SECONDS_MAX),
             inline_bytes_max=int(_number(values, "IMAGED_INLINE_BYTES_MAX", 700_000, 10_000, INLINE_BYTES_MAX, whole=True)),
             idle_exit_seconds=_number(values, "IMAGED_IDLE_EXIT_SECONDS", 900, 0, IDLE_EXIT_SECONDS_MAX),
@@ -282,11 +282,18 @@ def _clamped(values: Mapping[str, str], name: str, default: int, low: int, high:
         raise BadConfiguration(f"{name} is {values[name]!r}; give a whole number from {low} to {high}.") from None
 
 
+def _limit(values: Mapping[str, str]) -> int | None:
+    limit = _number(values, "IMAGED_MAX_CONCURRENT", 0, 1, CONCURRENT_MAX, whole=True)
+    return int(limit) or None
+
+
 def _number(values: Mapping[str, str], name: str, default: float, low: float, high: float, *, whole: bool = False) -> float:
     text = values.get(name, "")
+    if not text:
+        return default
     kind = "whole number" if whole else "number"
     try:
-        number: float = (int(text) if whole else float(text)) if text else default
+        number: float = int(text) if whole else float(text)
     except ValueError:
         number = low - 1
     if not low <= number <= high:

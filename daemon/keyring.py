@@ -10,7 +10,7 @@ RUNNING_MAX_DEFAULT = 4  # images per minute start at 5 for the lowest tier of o
 
 
 class Keyring:
-    """Keys outlive the session that brought them, for jobs do too; the latest session's limit counts."""
+    """Keys outlive the session that brought them, for jobs do too; the latest limit that a session named counts."""
 
     def __init__(self) -> None:
         self._keys: dict[Account, Secret] = {}
@@ -20,7 +20,8 @@ class Keyring:
         """True if waiting jobs may now be able to start."""
         if not settings.can_draw:
             return False
-        self._running_max[settings.account] = settings.max_concurrent
+        if settings.max_concurrent is not None:
+            self._running_max[settings.account] = settings.max_concurrent
         if settings.key is not None:
             self._keys[settings.account] = settings.key
         return True

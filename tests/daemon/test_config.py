@@ -20,7 +20,7 @@ def test_nothing_set_means_the_documented_defaults() -> None:
     found = parse()
     assert found.output_dir == HOME / "Downloads/openai-images" and found.input_roots == (found.output_dir,)
     assert (found.model, found.account.base_url, found.account.backend) == (DEFAULT_MODEL, OPENAI_URL, "openai")
-    assert (found.max_concurrent, found.sync_wait_seconds, found.idle_exit_seconds) == (4, 45, 900)
+    assert (found.max_concurrent, found.sync_wait_seconds, found.idle_exit_seconds) == (None, 45, 900)
     assert (found.embedding, found.any_path, found.thumbnails.wanted) == ("standard", False, False)
     assert (found.thumbnails.size_px, found.thumbnails.quality) == (128, 60)
     assert not found.can_draw and found.key is None
