@@ -101,16 +101,22 @@ logger = logging.getLogger(__name__)
 _Outgoing = SessionMessage | bytes
 
 
-async def serve(stream: trio.SocketStream, received: bytes, session: Session, house: House) -> None:
-    """One client, until it leaves. `received` is what came behind the first line. Jobs it started go on."""
-    connection = _Wire(stream, session)
+async def serve(
+    stream: trio.SocketStream, received: bytes, session: Session, house: House, server: "Server[House] | None" = None
+) -> None:
+    """One client, until it leaves. `received` is what came behind the first line. Jobs it started go on.
+
+    Another `server` than ours is for tests of what carries it.
+    """
+    server = server or _server()
+    connection = _Wire(stream, session, server)
     to_server, from_client = anyio.create_memory_object_stream[SessionMessage | Exception](0)
     to_client, outgoing = anyio.create_memory_object_stream[_Outgoing](0)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(connection.write, outgoing, nursery.cancel_scope)
             nursery.start_soon(connection.read, received, to_server, to_client.clone(), house)
-            await serve_dual_era_loop(_server(), from_client, to_client, lifespan_state=house)
+            await serve_dual_era_loop(server, from_client, to_client, lifespan_state=house)
     except* (anyio.BrokenResourceError, anyio.ClosedResourceError, trio.BrokenResourceError, trio.ClosedResourceError):
         logger.info("a client left in the middle of something")
 
@@ -118,9 +124,10 @@ async def serve(stream: trio.SocketStream, received: bytes, session: Session, ho
 class _Wire:
     """Lines on a socket, and which requests are open on it."""
 
-    def __init__(self, stream: trio.SocketStream, session: Session) -> None:
+    def __init__(self, stream: trio.SocketStream, session: Session, server: "Server[House]") -> None:
         self._stream = stream
         self._session = session
+        self._server = server
         self._open: set[RequestId] = set()
         self._idle = trio.Event()
         self._era_is_decided = False
@@ -180,7 +187,7 @@ class _Wire:
             )
             return
         if message.method == "server/discover" and not self._era_is_decided:
-            await to_client.send(await _discover(message, house))
+            await to_client.send(await _discover(message, self._server, house))
             return
         self._era_is_decided = True
         self._open.add(message.id)
@@ -240,14 +247,14 @@ class _ProbeContext:
         """A probe has no progress."""
 
 
-async def _discover(request: JSONRPCRequest, house: House) -> SessionMessage:
+async def _discover(request: JSONRPCRequest, server: "Server[House]", house: House) -> SessionMessage:
     """Answer a probe without deciding the connection's era: the SDK would refuse a later `initialize`."""
     try:
         route = classify_inbound_request({"method": request.method, "params": request.params})
         if isinstance(route, InboundLadderRejection):
             raise MCPError(code=route.code, message=route.message, data=route.data)
         result = await serve_one(
-            _server(),
+            server,
             _ProbeContext(request.id),
             request.method,
             request.params,

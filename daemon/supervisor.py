@@ -154,8 +154,8 @@ async def _work(house: House, courier: Courier, listener: trio.SocketListener, *
     async with trio.open_nursery() as workers:
         async with trio.open_nursery() as open_doors:
             open_doors.start_soon(scheduler.run, house.ledger, house.keyring, worker, workers)
-            open_doors.start_soon(_serve_clients, house, listener)
-            if exit_when_idle:
+            await open_doors.start(_serve_clients, house, listener)
+            if exit_when_idle:  # counted from here: while the imports above stopped everything, nobody could come in
                 open_doors.start_soon(_leave_when_idle, house)
             logger.info("ready", extra={"home": str(house.places.home), "position": house.ledger.position})
             await house.ending.wait()
@@ -165,13 +165,16 @@ async def _work(house: House, courier: Courier, listener: trio.SocketListener, *
         workers.cancel_scope.cancel()
 
 
-async def _serve_clients(house: House, listener: trio.SocketListener) -> None:
+async def _serve_clients(
+    house: House, listener: trio.SocketListener, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
     gc.disable()  # the imports below make a hundred thousand objects that live for ever
     from daemon import mcp_server
 
     mcp_server.tools()
     gc.enable()
     gc.freeze()
+    task_status.started()
     await trio.serve_listeners(partial(doors.welcome, house=house), [listener])
 
 

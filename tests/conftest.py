@@ -1,5 +1,7 @@
 """What several tests need from outside, installed by the tests themselves and failing, not skipping, where it cannot be."""
 
+import fcntl
+import os
 import shutil
 import subprocess
 import sys
@@ -22,13 +24,24 @@ def beside_python(program: str) -> str:
 
 @pytest.fixture(scope="session")
 def npm_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the packages of tests/clients/package.json and the scripts beside it."""
-    place = tmp_path_factory.mktemp("npm")
+    """A folder with the packages of tests/clients/package.json and the scripts beside it. One for all workers of a run."""
+    own = tmp_path_factory.getbasetemp()
+    place = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "npm"
+    place.mkdir(exist_ok=True)
+    installed = place / "installed"
+    with (place / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as long as one installation takes, which has a limit of its own
+        if not installed.exists():
+            _install(place)
+            installed.touch()
+    return place
+
+
+def _install(place: Path) -> None:
     for path in CLIENTS.glob("*.*js*"):
         shutil.copy(path, place / path.name)
     command = [beside_python("npm"), "install", "--no-audit", "--no-fund", "--no-package-lock", "--loglevel=error"]
     subprocess.run(command, cwd=place, check=True, timeout=INSTALL_SECONDS_MAX, stdin=subprocess.DEVNULL)
-    return place
 
 
 @pytest.fixture(scope="session")
