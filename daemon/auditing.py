@@ -8,7 +8,8 @@ import csv
 import hashlib
 import io
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -22,7 +23,7 @@ from daemon.audit_request import request_of
 from daemon.config import Places
 from daemon.errors import Refused
 from eventlog import audit
-from eventlog.audit import Fault, Forgetting
+from eventlog.audit import Fault, Forgetting, Told
 from eventlog.disk import Disk
 from eventlog.errors import EventLogError
 from eventlog.events import Event, HistoryImported, JobCompleted, JobEvent
@@ -37,10 +38,11 @@ from tools.errors import FileFailed
 from tools.files import Store
 from tools.pictures import BadPicture
 
-__all__ = ["export", "history_as_of", "replay", "request_of", "seal", "verify"]
+__all__ = ["export", "history_as_of", "paced", "replay", "request_of", "seal", "verify"]
 
 FOLD_COMMITS = 1000
 PAGE_JOBS = 200
+PAUSE_SECONDS_MAX = 5.0  # of a story that is told in time: a night in which nothing was drawn does not take a night
 GENERATIONS_TOLD_MAX = 20
 THUMBNAIL_EDGE_PX = 192  # some 6 kB each: a page with a thousand of them stays below 10 MB
 THUMBNAIL_QUALITY = 60
@@ -162,29 +164,48 @@ def seal(home: Path) -> Seal:
     return Seal(found.head, found.head_hash, at)
 
 
-def replay(home: Path, until: Until = None) -> Iterator[str]:
-    """Every generation as it happened, line by line, and then how things stood at that moment.
+def replay(home: Path, until: Until = None) -> Iterator[Told]:
+    """Every generation as it happened, fact by fact, and then how things stood at that moment.
 
     Raises:
         Refused: there is no log.
         EventLogError: it is damaged or too new; what was told before stands.
     """
-    yield from audit.narrate(_places(home).events, until=until)
+    yield from audit.tell(_places(home).events, until)
     with _views_as_of(home, until) as (index, history):
         counts = [(state.value, history.jobs(JobQuery(limit=1, state=state)).total) for state in JobState]
         told = ", ".join(f"{count} {state}" for state, count in counts if count) or "none"
         settled = sum(amounts.settled for _, amounts in index.spending.rows())
         suspected = sum(amounts.possibly_billed for _, amounts in index.spending.rows())
-        yield (
-            f"As of commit {index.reached}: jobs: {told}; {pricing.show(MicroUSD(settled))} spent, "
-            f"{pricing.show(MicroUSD(suspected))} possibly billed besides."
-        )
+        money = f"{pricing.show(MicroUSD(settled))} spent, {pricing.show(MicroUSD(suspected))} possibly billed besides."
+        yield Told(index.reached, None, None, f"As of commit {index.reached}: jobs: {told}; {money}")
         for state in JobState:
             page = history.jobs(JobQuery(limit=GENERATIONS_TOLD_MAX, state=state))
             for job in page.jobs:
-                yield f"  {state.value}: {job.id} {audit.visible(job.prompt)}"
+                yield Told(index.reached, None, job.id, f"  {state.value}: {job.id} {audit.visible(job.prompt)}")
             if page.total > len(page.jobs):
-                yield f"  {state.value}: and {page.total - len(page.jobs):,} older ones"
+                yield Told(index.reached, None, None, f"  {state.value}: and {page.total - len(page.jobs):,} older ones")
+
+
+def paced(
+    story: Iterable[Told],
+    speed: float,
+    *,
+    now: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[Told]:
+    """The same story with the pauses between its facts as they were, divided by `speed`, none over PAUSE_SECONDS_MAX.
+
+    What the reader of a fact takes for it counts as part of the pause behind it. A clock that went back makes no pause.
+    """
+    earlier: datetime | None = None
+    told_at = now()
+    for told in story:
+        if earlier is not None and told.at is not None:
+            pause = min((told.at - earlier).total_seconds() / speed, PAUSE_SECONDS_MAX)
+            sleep(max(0.0, told_at + pause - now()))
+        earlier, told_at = told.at, now()
+        yield told
 
 
 @contextmanager

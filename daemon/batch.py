@@ -11,12 +11,13 @@ from typing import Protocol
 
 import msgspec
 
-from daemon import batch_plan, batch_summary, config
+from daemon import batch_plan, batch_summary, client, config
 from daemon.batch_plan import Options, Plan
 from daemon.batch_run import Ask, Clock, Run
 from daemon.batch_summary import Progress, Told
 from daemon.config import HOW_TO_SET_A_KEY
 from daemon.errors import BadConfiguration, NotRunning
+from eventlog.audit import harmless
 
 CONNECTIONS_MAX = 4  # a daemon that ends more often has something to say in its log
 
@@ -86,13 +87,11 @@ def drive(current: Run, connect: Connect) -> None:
 
 
 def _connected(plan: Plan) -> AbstractContextManager[_Connection]:
-    from daemon import client  # all of the daemon comes with it: half a second that an estimate need not take
-
     return client.connected(config.default_places(), plan.settings)
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)  # noqa: T201
+    print(harmless(line), file=sys.stderr)  # noqa: T201
 
 
 def _print(text: str) -> None:

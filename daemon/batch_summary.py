@@ -13,6 +13,7 @@ import msgspec
 
 from daemon.batch_plan import Plan
 from daemon.batch_run import Task
+from eventlog.audit import harmless
 from eventlog.values import CostRange, MicroUSD
 from tools import pricing
 from tools.failures import printable
@@ -88,7 +89,7 @@ def as_text(told: Told) -> str:
         lines += [f"    {path}" for path in _paths(task)[1:]]
         lines.append(f"    {_excerpt(task.order.job.prompt)}")
         lines += [f"    Note: {note}" for note in _notes(task)]
-    return "\n".join(lines)
+    return _lines(lines)
 
 
 def as_json(told: Told) -> str:
@@ -148,7 +149,7 @@ def estimate_text(plan: Plan) -> str:
         what = f"{order.model} | {job.quality} | {job.size} | {job.output_format} | {job.sample_count}"
         lines += ["", f"jobs[{job.index}] {pricing.show_range(order.estimate)}", f"    {what}", f"    {_excerpt(job.prompt)}"]
     lines += ["", f"Price table {total.table}. Nothing was drawn."]
-    return "\n".join(lines)
+    return _lines(lines)
 
 
 def estimate_json(plan: Plan) -> str:
@@ -222,7 +223,7 @@ def _line(task: Task) -> str:
     why = task.report.message if task.report else task.error
     what = f"{task.error_code} {printable(why)[:ERROR_SHOWN_MAX]}" if task.error else (paths[0] if paths else "")
     cost = f" ({task.report.cost.text})" if task.report and task.over else ""
-    return f"jobs[{task.order.job.index}] {task.status} {what.strip()}{cost}".rstrip()
+    return harmless(f"jobs[{task.order.job.index}] {task.status} {what.strip()}{cost}".rstrip())
 
 
 def _result(task: Task) -> dict[str, Any]:
@@ -303,6 +304,11 @@ def _jobs(count: int) -> str:
 
 def _time(at: datetime) -> str:
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _lines(lines: Sequence[str]) -> str:
+    """For a terminal, where a path or a note from outside must not act."""
+    return "\n".join(harmless(line) for line in lines)
 
 
 def _json(document: dict[str, Any]) -> str:

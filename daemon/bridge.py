@@ -1,7 +1,8 @@
 """What MCP clients start: finds or starts the daemon, hands it the settings, and passes bytes both ways.
 
 Rule: standard library only, `python -I -S` clean, and nothing imported that is not needed: it answers in
-milliseconds. stdout carries what the daemon says and nothing else; trouble is one sentence on stderr.
+milliseconds. stdout carries what the daemon says and nothing else; trouble is one sentence on stderr. Until the daemon
+has said its first byte, another one may take its place: the client does not learn that the first was just leaving.
 """
 
 import errno
@@ -11,6 +12,7 @@ import stat
 import sys
 from _collections_abc import Mapping, Sequence  # all of `collections` takes 2-3 ms, we about 10
 
+from daemon.pump import READ_BYTES, Gone, Refused, Unheard, pump
 from daemon.version import VERSION
 
 TYPE_CHECKING = False
@@ -19,10 +21,8 @@ if TYPE_CHECKING:
 
 EXIT_OK, EXIT_FAILED, EXIT_ALREADY_RUNNING = 0, 1, 75
 START_SECONDS_MAX = 20.0  # a cold start takes 1-2 s; replaying a log after a crash takes longer
+DAEMONS_MAX = 5  # that end before they say a word; the last of them is told of
 TRY_AGAIN_SECONDS = 0.2  # a daemon that has just lost the lock costs half a second of imports; not too often
-LAST_ANSWERS_SECONDS_MAX = 2.0  # of silence after the client closed its side
-BUFFER_BYTES_MAX = 1024 * 1024  # in each direction; beyond that the other side has to wait
-READ_BYTES = 64 * 1024
 ADDRESS_BYTES_MAX = 100  # sun_path holds 104 (macOS) or 108 (Linux)
 STDERR_BYTES_MAX = 1024 * 1024
 
@@ -63,8 +63,20 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
 def run(environ: Mapping[str, str], command: Sequence[str]) -> None:
     """The whole bridge. `command` starts a daemon that serves the home named by `environ`."""
     settings = with_env_file(environ)
-    hello = _hello(settings)
-    _pump(connect(home_directory(settings), settings, command), hello)
+    hello, home = _hello(settings), home_directory(settings)
+    said: bytes | None = b""
+    for _ in range(DAEMONS_MAX):
+        if said is None:
+            break
+        try:
+            return pump(connect(home, settings, command), hello, said, START_SECONDS_MAX)
+        except Unheard as exc:
+            said = exc.said
+        except Gone:
+            break
+        except Refused as exc:
+            raise Trouble(str(exc)) from None
+    raise Trouble("the daemon ended; start the client's server again. Jobs under way are in list_jobs.")
 
 
 def with_env_file(environ: Mapping[str, str]) -> dict[str, str]:
@@ -173,7 +185,7 @@ def _hello(environ: Mapping[str, str]) -> bytes:
 
 def connect(home: str, environ: Mapping[str, str], command: Sequence[str]) -> "Socket":
     """A connection to this home's daemon, which is started if need be."""
-    found = _try_to_connect(home)
+    found = try_to_connect(home)
     if found is not None:
         return found
     import signal
@@ -193,14 +205,14 @@ def connect(home: str, environ: Mapping[str, str], command: Sequence[str]) -> "S
         elif status is not None:
             raise Trouble(f"the daemon did not start (status {status}).{_last_words(home, begins)}")
         select.select([], [], [], pause)
-        found = _try_to_connect(home)
+        found = try_to_connect(home)
     if child:
         _ended(child)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits any more, and a daemon that ends must not stay a zombie
     return found
 
 
-def _try_to_connect(home: str) -> "Socket | None":
+def try_to_connect(home: str, name: str = "mcp.sock") -> "Socket | None":
     """None if nobody listens, or nobody has room for us.
 
     Raises:
@@ -219,28 +231,28 @@ def _try_to_connect(home: str) -> "Socket | None":
         if found.st_uid != os.geteuid() or found.st_mode & 0o077:
             raise Trouble(f"{run_dir} must belong to you alone; run: chmod 700 {run_dir}")
         connection.setblocking(False)
-        try:
-            if os.stat("mcp.sock", dir_fd=directory, follow_symlinks=False).st_uid != os.geteuid():
-                raise Trouble(f"{run_dir}/mcp.sock does not belong to you; remove it.")
-            connection.connect(_address(run_dir, directory))
-        except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
-            connection.close()
+        if os.stat(name, dir_fd=directory, follow_symlinks=False).st_uid != os.geteuid():
+            raise Trouble(f"{run_dir}/{name} does not belong to you; remove it.")
+        connection.connect(_address(run_dir, directory, name))
+        level, option, length = (_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12) if sys.platform == "linux" else (0, 1, 76)
+        if int.from_bytes(connection.getsockopt(level, option, length)[4:8], sys.byteorder) != os.geteuid():  # or LOCAL_PEERCRED
+            raise Trouble(f"the process that listens in {run_dir} is not yours.")
+    except (OSError, Trouble) as exc:
+        connection.close()
+        if isinstance(exc, FileNotFoundError | ConnectionRefusedError | BlockingIOError):
             return None
+        raise
     finally:
         os.close(directory)
-    level, option, length = (_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12) if sys.platform == "linux" else (0, 1, 76)
-    peer = connection.getsockopt(level, option, length)  # elsewhere LOCAL_PEERCRED; the uid is the second word of both
-    if int.from_bytes(peer[4:8], sys.byteorder) != os.geteuid():
-        raise Trouble(f"the process that listens in {run_dir} is not yours.")
     return connection
 
 
-def _address(run_dir: str, directory: int) -> str:
-    path = f"{run_dir}/mcp.sock"
+def _address(run_dir: str, directory: int, name: str) -> str:
+    path = f"{run_dir}/{name}"
     if len(os.fsencode(path)) < ADDRESS_BYTES_MAX:
         return path
     if sys.platform == "linux":
-        return f"/proc/self/fd/{directory}/mcp.sock"
+        return f"/proc/self/fd/{directory}/{name}"
     raise Trouble(f"{path} is too long for a socket; set IMAGED_HOME to a shorter directory.")
 
 
@@ -295,102 +307,6 @@ def _last_words(home: str, start: int) -> str:
     except OSError:
         return ""
     return " It said last: " + " / ".join(lines[-3:]) if lines else ""
-
-
-class _Flow:
-    """One direction: what was read and is not written yet. `at_once` bytes never block the sink when it is ready."""
-
-    def __init__(self, source: int, sink: int, at_once: int, first: bytes = b"") -> None:
-        self.source, self.sink = source, sink
-        self.buffer = bytearray(first)
-        self.ended = False
-        self.broken = False
-        self._at_once = at_once
-
-    @property
-    def wants_to_read(self) -> bool:
-        return not self.ended and not self.broken and len(self.buffer) < BUFFER_BYTES_MAX
-
-    def read(self) -> None:
-        try:
-            data = os.read(self.source, READ_BYTES)
-        except BlockingIOError:
-            return
-        except ConnectionResetError:
-            data = b""
-        self.buffer += data
-        self.ended = not data
-
-    def write(self) -> None:
-        try:
-            written = os.write(self.sink, self.buffer[: self._at_once])
-        except BlockingIOError:
-            return
-        except (BrokenPipeError, ConnectionResetError):
-            self.broken = True
-            written = len(self.buffer)
-        del self.buffer[:written]
-
-
-def _pump(connection: "Socket", hello: bytes) -> None:
-    """Until the client has left and the daemon has said its last, or takes nothing more, or the daemon is gone."""
-    wire = connection.fileno()
-    upstream = _Flow(0, wire, READ_BYTES, hello)
-    downstream = _Flow(wire, 1, select.PIPE_BUF)  # stdout may block: it is the client's, too, and not ours to change
-    greeted = half_closed = False
-    while not downstream.broken:
-        ready = _wait(upstream, downstream, greeted)
-        if not ready:
-            return
-        if upstream.buffer and ready.get(wire, 0) & ~select.POLLIN:
-            upstream.write()
-        if upstream.wants_to_read and ready.get(0):
-            upstream.read()
-        if upstream.ended and not (upstream.buffer or upstream.broken or half_closed):
-            half_closed = True
-            try:
-                connection.shutdown(1)
-            except OSError:
-                upstream.broken = True  # it went before us, which the next read will tell
-        if downstream.wants_to_read and ready.get(wire, 0) & ~select.POLLOUT:
-            downstream.read()
-        greeted = greeted or _first_line_is_good(downstream)
-        if greeted and downstream.buffer and ready.get(1):
-            downstream.write()
-        if downstream.ended and not (greeted and downstream.buffer):
-            if upstream.ended:
-                return
-            raise Trouble("the daemon ended; start the client's server again. Jobs under way are in list_jobs.")
-
-
-def _wait(upstream: _Flow, downstream: _Flow, greeted: bool) -> dict[int, int]:
-    """What can be read or written. Empty when the client has left and nothing moved for long enough."""
-    masks: dict[int, int] = {}
-    for flow in (upstream, downstream):
-        if flow.wants_to_read:
-            masks[flow.source] = masks.get(flow.source, 0) | select.POLLIN
-        if flow.buffer and (greeted or flow is upstream):
-            masks[flow.sink] = masks.get(flow.sink, 0) | select.POLLOUT
-    poll = select.poll()
-    for descriptor, mask in masks.items():
-        poll.register(descriptor, mask)
-    # A daemon that is still starting has not said anything yet: `echo … | imaged mcp` deserves its answer.
-    patience = LAST_ANSWERS_SECONDS_MAX if greeted else START_SECONDS_MAX
-    return dict(poll.poll(patience * 1000 if upstream.ended else None))
-
-
-def _first_line_is_good(flow: _Flow) -> bool:
-    """False while it is not whole yet. If it refuses the settings, its sentence is raised as our Trouble."""
-    ours = b'{"imaged"'
-    start = bytes(flow.buffer[: len(ours)])
-    if not ours.startswith(start):
-        return True
-    line, newline, _ = bytes(flow.buffer).partition(b"\n")
-    if not newline:
-        return len(flow.buffer) >= BUFFER_BYTES_MAX
-    import json
-
-    raise Trouble(str(json.loads(line).get("refused", "the daemon refused this client.")))
 
 
 def _say(sentence: str) -> None:

@@ -6,6 +6,7 @@ answer, everything else goes to stderr. 0 is sound, 1 a fault, 2 a wrong command
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -45,6 +46,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     one("seal", seal).add_argument("--json", action="store_true", help="answer as JSON, for `audit verify --against`")
     replaying = one("replay", replay)
     replaying.add_argument("--until", metavar="POSITION|TIME", help="up to this commit, or this UTC time")
+    speed = "with the pauses as they were, N times as fast; none lasts long"
+    replaying.add_argument("--speed", type=_speed, metavar="N", help=speed)
+    replaying.add_argument("--json", action="store_true", help="answer as lines of JSON")
     exporting = one("export", export)
     exporting.add_argument("--format", choices=("html", "jsonl", "csv"), default="html")
     exporting.add_argument("--output", type=Path, metavar="FILE", help="left out: stdout")
@@ -91,9 +95,13 @@ def seal(asked: argparse.Namespace) -> int:
 def replay(asked: argparse.Namespace) -> int:
     """Tell every generation as it happened."""
     from daemon import auditing
+    from eventlog.audit import line
 
-    for line in auditing.replay(_home(asked), _until(asked.until)):
-        _out(line)
+    story = auditing.replay(_home(asked), _until(asked.until))
+    for told in story if asked.speed is None else auditing.paced(story, asked.speed):
+        _out(msgspec.json.encode(told._asdict()).decode() if asked.json else line(told, whose=True))
+        if asked.speed is not None:
+            sys.stdout.flush()  # also into a pipe, where the pauses would otherwise be lost
     return OK
 
 
@@ -140,6 +148,17 @@ def _until(text: str | None) -> Position | datetime | None:
     except ValueError:
         raise BadConfiguration(f"--until is {text[:40]!r}; give a position or a time such as 2026-11-22T09:30.") from None
     return at.replace(tzinfo=UTC) if at.tzinfo is None else at
+
+
+def _speed(text: str) -> float:
+    """For argparse: how many times as fast, or a sentence."""
+    try:
+        speed = float(text)
+    except ValueError:
+        speed = 0.0
+    if not 0 < speed < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number such as 1, 10 or 0.5")
+    return speed
 
 
 def _out(line: str) -> None:

@@ -1,74 +1,270 @@
-"""The other end of the command line's door: asks a daemon one operation after the other. Blocking."""
+"""The other end of the control API: asks a daemon one operation after the other, follows its log, fetches pictures.
 
+Rule: what may have reached the daemon whole is never sent again from here, for it may draw, and be paid for. It is sent
+once more only where the daemon surely has not begun it: the connection was closed before, or broke in the middle of
+the question, or the answer was that the daemon ends and begins nothing new. Blocking.
+"""
+
+import base64
+import hashlib
+import http.client
 import json
-import os
+import select
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
-from daemon import bridge, config, doors
+from daemon import bridge, config
 from daemon.config import Places
-from daemon.errors import NotRunning
+from daemon.errors import BadConfiguration, NotRunning, Refused
 from daemon.version import VERSION
 
-ANSWER_SECONDS_MAX = 120.0
+SOCKET_NAME = "control.sock"
+ANSWER_SECONDS_MAX = 120.0  # beyond what the question itself waits for
 IMPORT_SECONDS_MAX = 3600.0  # every file of an old history is read once
-READ_BYTES = 64 * 1024
+KEPT_SECONDS_MAX = 30.0  # the daemon closes what is silent for 60 s; well before, so that this never happens as we ask
+SETTINGS_BYTES_MAX = 11 * 1024  # in base64, and with the other headers, they stay below the 16 KiB of a request's head
+READ_BYTES = 256 * 1024
+TRIES_MAX = 4  # of one question; a daemon that goes away more often has something to say in its log
+
+
+class _Reply(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def refused(self) -> dict[str, Any]:
+        """What a problem says, under the names of a refusal.
+
+        Raises:
+            bridge.Trouble: this is no problem of ours.
+        """
+        problem = _object(self.body)
+        if not {"code", "detail"} <= problem.keys():
+            raise _not_understood(f"status {self.status}")
+        billed = {"billed": problem["billed"]} if "billed" in problem else {}
+        return {"code": problem["code"], "message": problem["detail"], "argument": problem.get("argument", ""), **billed}
+
+
+class _Broken(NotRunning):
+    """In the middle of a question, so the daemon cannot have begun what was asked."""
+
+
+class _Wire(http.client.HTTPConnection):
+    """HTTP/1.1 over a socket that is connected already. Once it is closed it stays closed."""
+
+    auto_open = 0
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__("imaged")
+        self.sock = connection
+
+    @property
+    def is_silent(self) -> bool:
+        """Open, and nothing to be read: between two answers that could only be its end."""
+        if self.sock is None:
+            return False
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return not poll.poll(0)
+
+    def begin(self, method: str, target: str, body: bytes | None, headers: Mapping[str, str]) -> http.client.HTTPResponse:
+        """Asks, and reads the head of the answer.
+
+        Raises:
+            OSError, http.client.HTTPException
+            _Broken: not all of it could be sent, and there is no answer.
+        """
+        try:
+            self.request(method, target, body, dict(headers))
+        except (BrokenPipeError, ConnectionResetError) as broken:
+            try:
+                return self.getresponse()  # whoever is refused early is told why
+            except (OSError, http.client.HTTPException):
+                raise _Broken(_ENDED) from broken
+        return self.getresponse()
 
 
 class Connection:
-    """One question at a time; not for two threads."""
+    """One question at a time; not for two threads. Made by `connected`.
 
-    def __init__(self, connection: socket.socket, settings: Mapping[str, str]) -> None:
-        self._socket = connection
-        hello = {"imaged": 1, "software": VERSION, "door": "cli", "settings": dict(settings)}
-        self._unsent = json.dumps(hello) + "\n"
-        self._received = b""
+    It begins anew by itself when the daemon has closed it, with `start` also with another daemon: of this home, and
+    begun in this environment. Starting one makes / the working directory.
+    """
+
+    def __init__(
+        self, places: Places, settings: Mapping[str, str], *, start: bool, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        """
+        Raises:
+            BadConfiguration: the settings cannot be sent.
+        """
+        self._places = places
+        self._start = start
+        self._now = now
+        self._headers = {"User-Agent": f"imaged/{VERSION}", "X-Imaged-Settings": _encoded(bridge.settings_of(settings))}
+        self._sync_wait = settings.get("IMAGED_SYNC_WAIT_SECONDS", "")
+        self._wire: _Wire | None = None
+        self._answered_at = 0.0
+
+    def open(self) -> None:
+        """
+        Raises:
+            NotRunning: nobody serves this home, and none is to be started, or none stays.
+            bridge.Trouble: the daemon cannot be started or reached.
+        """
+        self._wire, self._answered_at = self._reached(), self._now()
+
+    def close(self) -> None:
+        """It may be used again."""
+        if self._wire is not None:
+            self._wire.close()
+        self._wire = None
 
     def ask(self, operation: str, **arguments: object) -> dict[str, Any]:
-        """`{"result": …, "text": …}` or `{"refused": {"code": …, "message": …}}`.
+        """`{"result": …, "text": …, "failed": …}`, with "attachments" where there are any, or
+        `{"refused": {"code": …, "message": …, "argument": …}}`, with "billed" for what would have cost money.
 
         Raises:
-            NotRunning: the daemon ended while it was asked.
+            NotRunning: nobody serves this home, or the daemon ended while it was asked.
+            bridge.Trouble: it did not answer in time, or not in a way that can be understood.
         """
-        self._socket.settimeout(IMPORT_SECONDS_MAX if operation == "import_history" else ANSWER_SECONDS_MAX)
-        line = self._unsent + json.dumps({"operation": operation, "arguments": arguments}) + "\n"
-        try:
-            self._socket.sendall(line.encode())
-            self._unsent = ""
-            reply = self._line()
-        except OSError as exc:
-            raise NotRunning(f"the daemon ended while it was asked ({exc.strerror or exc}); its log tells why.") from exc
-        if not reply:
-            raise NotRunning("the daemon ended while it was asked; its log tells why.")
-        answer: dict[str, Any] = json.loads(reply)
-        if isinstance(answer.get("refused"), str):
-            answer["refused"] = {"code": "bad_settings", "message": answer["refused"]}
+        body = json.dumps(arguments).encode()
+        reply = self._reply("POST", f"/v1/{quote(operation, safe='')}", body, self._patience(operation, arguments))
+        if reply.status != 200:
+            return {"refused": reply.refused()}
+        answer = _object(reply.body)
+        if "result" not in answer:
+            raise _not_understood("no result")
         return answer
 
-    def _line(self) -> bytes:
-        """Empty at the end of the connection."""
-        data = bytearray(self._received)
-        while b"\n" not in data:
-            piece = self._socket.recv(READ_BYTES)
-            if not piece:
-                return b""
-            data += piece
-        line, _, self._received = bytes(data).partition(b"\n")
-        return line
+    def picture(self, uuid: str, n: int) -> bytes:
+        """The n-th picture of a generation, from 1, exactly as it was received.
+
+        Raises:
+            Refused: there is none, or its bytes are gone, damaged, or not those that its digest stands for.
+            NotRunning, bridge.Trouble: as `ask` does.
+        """
+        reply = self._reply("GET", f"/v1/images/{quote(uuid, safe='')}/{n:d}", None, ANSWER_SECONDS_MAX)
+        if reply.status != 200:
+            raise _refusal(reply)
+        if reply.headers.get("etag") != f'"{hashlib.sha256(reply.body).hexdigest()}"':
+            raise Refused(f"Picture {n} of {uuid} did not arrive as it was sent; ask for it again.", code="io_error")
+        return reply.body
+
+    def events(self, after: int, *, follow: bool) -> Generator[dict[str, Any], None, None]:
+        """The commits behind a position, up to the log's end or, with `follow`, for as long as the daemon runs.
+
+        Over a connection of its own, which ends with the generator. Waits between commits are not bounded, but the
+        daemon's silence is.
+
+        Raises:
+            Refused: the log does not reach that far, or cannot be read.
+            NotRunning, bridge.Trouble: as `ask` does.
+        """
+        with closing(self._reached()) as wire, _in_our_words("the log", ANSWER_SECONDS_MAX):
+            wire.sock.settimeout(ANSWER_SECONDS_MAX)
+            with wire.begin("GET", f"/v1/events?after={after:d}&follow={follow:d}", None, self._headers) as response:
+                if response.status != 200:
+                    raise _refusal(_Reply(response.status, {}, response.read()))
+                begun = b""
+                while piece := response.read1(READ_BYTES):  # readline would take a broken connection for the end
+                    *lines, begun = (begun + piece).split(b"\n")
+                    yield from (_object(line) for line in lines if line)  # an empty one is a heartbeat
+
+    def _reply(self, method: str, target: str, body: bytes | None, seconds: float) -> _Reply:
+        for _ in range(TRIES_MAX):
+            if not self._is_fit():
+                self.close()
+                self.open()
+            assert self._wire is not None
+            try:
+                with _in_our_words(target, seconds):
+                    reply = _whole(self._wire, (method, target, body, self._headers), seconds)
+            except _Broken:
+                self.close()
+                continue
+            except BaseException:  # also Ctrl-C: an answer that is still to come must not be taken for the next one's
+                self.close()
+                raise
+            self._answered_at = self._now()
+            if not (self._start and _is_draining(reply)):
+                return reply
+            self.close()
+        raise self._none_stays()
+
+    def _is_fit(self) -> bool:
+        """Whether the next question may go the way of the last one."""
+        return self._wire is not None and self._now() - self._answered_at < KEPT_SECONDS_MAX and self._wire.is_silent
+
+    def _reached(self) -> _Wire:
+        """A daemon that takes questions; with `start`, one that has said that it stays."""
+        if not self._start:
+            wire = self._dialled()
+            if wire is None:
+                raise NotRunning(f"no daemon is running for {self._places.home}.")
+            return wire
+        for tried in range(TRIES_MAX):
+            if tried:
+                bridge.connect(str(self._places.home), config.environment(), bridge.daemon_command()).close()
+            wire = self._dialled()
+            if wire is not None and self._stays(wire):
+                return wire
+        raise self._none_stays()
+
+    def _stays(self, wire: _Wire) -> bool:
+        """Asked of a new connection, because this question may be lost: it is no fact, and changes nothing."""
+        try:
+            with _in_our_words("/v1/status", ANSWER_SECONDS_MAX):
+                reply = _whole(wire, ("GET", "/v1/status", None, self._headers), ANSWER_SECONDS_MAX)
+            if reply.status != 200:
+                raise bridge.Trouble(str(reply.refused()["message"]))
+            stays = not _object(reply.body).get("draining") and wire.sock is not None
+        except NotRunning:
+            stays = False
+        except BaseException:  # only to release the socket
+            wire.close()
+            raise
+        if not stays:
+            wire.close()
+        return stays
+
+    def _dialled(self) -> _Wire | None:
+        """None if nobody listens."""
+        try:
+            found = bridge.try_to_connect(str(self._places.home), SOCKET_NAME)
+        except bridge.Trouble as exc:
+            if self._start:
+                raise
+            raise NotRunning(str(exc)) from exc  # no daemon of ours, whoever it may be
+        except OSError as exc:
+            raise NotRunning(f"no daemon can be reached at {self._places.run} ({exc.strerror}).") from exc
+        return None if found is None else _Wire(socket.socket(fileno=found.detach()))
+
+    def _none_stays(self) -> NotRunning:
+        return NotRunning(f"no daemon stayed for {self._places.home}, asked {TRIES_MAX} times; {self._places.logs} tells why.")
+
+    def _patience(self, operation: str, arguments: Mapping[str, object]) -> float:
+        if operation == "import_history":
+            return IMPORT_SECONDS_MAX
+        return ANSWER_SECONDS_MAX + _waiting_seconds(arguments.get("wait_seconds", self._sync_wait))
 
 
 @contextmanager
 def connected(places: Places, settings: Mapping[str, str], *, start: bool = True) -> Iterator[Connection]:
-    """A connection to the daemon of this home, which is started if none runs. `settings` are those of the session.
+    """A connection to the daemon of this home, which is started if none runs. Of `settings`, those of a session are sent.
 
     Raises:
-        NotRunning: nobody serves this home, and none is to be started.
-        bridge.Trouble: the daemon cannot be started.
+        BadConfiguration: the settings cannot be sent.
+        NotRunning: nobody serves this home, and none is to be started, or none stays.
+        bridge.Trouble: the daemon cannot be started or reached.
     """
-    with _connection(places) if not start else _started(places) as connection:
-        yield Connection(connection, settings)
+    with closing(Connection(places, settings, start=start)) as connection:
+        connection.open()
+        yield connection
 
 
 def ask(
@@ -78,24 +274,83 @@ def ask(
 
     Raises:
         NotRunning: nobody serves this home, or it ended while it was asked.
+        bridge.Trouble: it did not answer in time, or not in a way that can be understood.
     """
     with connected(places, settings or {}, start=False) as connection:
         return connection.ask(operation, **arguments)
 
 
-def _started(places: Places) -> socket.socket:
-    return socket.socket(fileno=bridge.connect(str(places.home), config.environment(), bridge.daemon_command()).detach())
+_ENDED = "the daemon ended while it was asked, or closed the connection; its log tells why."
 
 
-def _connection(places: Places) -> socket.socket:
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+@contextmanager
+def _in_our_words(what: str, seconds: float) -> Iterator[None]:
     try:
-        directory = os.open(places.run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        yield
+    except TimeoutError as exc:
+        raise bridge.Trouble(
+            f"the daemon runs, but said nothing about {what} for {seconds:g} s; what was asked may still be done. "
+            "Look again later; if it stays so, run: imaged stop"
+        ) from exc
+    except (OSError, http.client.IncompleteRead) as exc:  # a connection that ends before the answer is an OSError, too
+        raise NotRunning(_ENDED) from exc
+    except http.client.HTTPException as exc:
+        raise _not_understood(type(exc).__name__) from exc
+
+
+def _whole(wire: _Wire, question: tuple[str, str, bytes | None, Mapping[str, str]], seconds: float) -> _Reply:
+    """The limit is for each piece of the answer; daemons send them in one stretch."""
+    method, target, body, headers = question
+    if body is not None:
+        headers = {**headers, "Content-Type": "application/json"}
+    wire.sock.settimeout(seconds)
+    with wire.begin(method, target, body, headers) as response:
+        names = {name.lower(): value for name, value in response.getheaders()}
+        return _Reply(response.status, names, response.read())
+
+
+def _encoded(settings: Mapping[str, str]) -> str:
+    """base64url of JSON, for a header. Sentences name settings, never their values."""
+    for name, value in settings.items():
         try:
-            connection.connect(doors.address(places.run, directory, doors.SOCKET_NAME))
-        finally:
-            os.close(directory)
-    except OSError as exc:
-        connection.close()
-        raise NotRunning(f"no daemon is running for {places.home} ({exc.strerror or exc}).") from exc
-    return connection
+            f"{name}{value}".encode()
+        except UnicodeEncodeError:
+            raise BadConfiguration(f"{name!a} is not text in UTF-8; set it again.") from None
+    data = json.dumps(settings, ensure_ascii=False).encode()
+    if len(data) > SETTINGS_BYTES_MAX:
+        longest = max(settings, key=lambda name: len(settings[name]))
+        raise BadConfiguration(
+            f"The settings have {len(data):,} bytes, and {SETTINGS_BYTES_MAX:,} are allowed; make {longest!a} shorter."
+        )
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def _waiting_seconds(given: object) -> float:
+    """How long the daemon waits for jobs before it answers. What makes no sense is refused there."""
+    try:
+        return min(max(0.0, float(str(given))), config.SYNC_WAIT_SECONDS_MAX)
+    except ValueError:
+        return 0.0
+
+
+def _is_draining(reply: _Reply) -> bool:
+    return reply.status == 503 and _object(reply.body).get("code") == "draining"
+
+
+def _refusal(reply: _Reply) -> Refused:
+    said = reply.refused()
+    return Refused(str(said["message"]), code=str(said["code"]), argument=str(said["argument"]))
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(data)
+    except ValueError:
+        raise _not_understood("no JSON") from None
+    if not isinstance(found, dict):
+        raise _not_understood("no JSON object")
+    return found
+
+
+def _not_understood(what: str) -> bridge.Trouble:
+    return bridge.Trouble(f"the daemon answered in a way that this version does not understand ({what}); restart it.")

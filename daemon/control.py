@@ -13,6 +13,7 @@ head, answer what is malformed with an empty page, and speak three more protocol
 import contextlib
 import logging
 import re
+import select
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from email.utils import formatdate
@@ -24,18 +25,19 @@ import trio
 
 from daemon import control_routes, doors
 from daemon.control_routes import API, Asked, Route
-from daemon.doors import Closing
+from daemon.doors import Closing, Lobby
 from daemon.house import House
 from daemon.replies import Problem, Reply
 
 SOCKET_NAME = "control.sock"
-CONNECTIONS_MAX = 64
+CONNECTIONS_MAX = 64  # each may hold a body of 64 MB; so rather change who has a place than how many have one
 TURNED_AWAY_MAX = 64  # at once with an answer; more than that without one
 HEAD_BYTES_MAX = 16 * 1024
 HEAD_SECONDS_MAX = 5.0
 BODY_SECONDS_MAX = 20.0
 IDLE_SECONDS_MAX = 60.0
 WRITE_SECONDS_MAX = 10.0  # for each piece: whoever takes none of it for so long is gone
+GOODBYE_SECONDS_MAX = 1.0
 LINGER_SECONDS_MAX = 2.0  # a client that is still sending hears why it was refused
 LAST_ANSWERS_SECONDS_MAX = 2.0  # when the door closes
 PIECE_BYTES = 64 * 1024
@@ -49,7 +51,26 @@ class _Door:
     def __init__(self, house: House) -> None:
         self.house = house
         self.closing = Closing()
-        self.connections = 0
+        self.strangers = Lobby()  # whose first request has not come whole, or is refused
+        self.regulars = Lobby()  # whose next one has not; a client that works is among these between two questions
+        self.stays: dict[int, trio.CancelScope] = {}  # by descriptor, whoever has a place
+        self.turned_away = 0
+
+    def has_room(self) -> bool:
+        """Makes some if need be, by letting somebody go. False: all who have a place are being answered."""
+        if len(self.stays) < CONNECTIONS_MAX or self._end_stays_of_the_gone():
+            return True
+        return self.strangers.make_room() or self.regulars.make_room()
+
+    def _end_stays_of_the_gone(self) -> bool:
+        """Nobody reads from a connection that is being answered, so that its end may go unnoticed: a follower's for 15 s."""
+        poll = select.poll()
+        for descriptor in self.stays:
+            poll.register(descriptor, 0)  # that the peer has closed both ways is told in any case
+        gone = [descriptor for descriptor, _ in poll.poll(0)]
+        for descriptor in gone:
+            self.stays.pop(descriptor).cancel()
+        return bool(gone)
 
 
 @asynccontextmanager
@@ -83,20 +104,33 @@ async def _accept(
 async def _welcome(stream: trio.SocketStream, door: _Door) -> None:
     """One connection, from its first byte to its end. Never raises for what a client does."""
     async with stream:
-        if not doors.is_ours(stream) or door.connections >= CONNECTIONS_MAX + TURNED_AWAY_MAX:
+        if not doors.is_ours(stream):
             return
-        door.connections += 1
+        connection = _Connection(stream, door)
         try:
-            connection = _Connection(stream, door)
-            if door.connections > CONNECTIONS_MAX:
-                sentence = f"{CONNECTIONS_MAX} connections are open; close some of them."
-                await connection.turn_away(Problem("too_many_connections", sentence))
-            else:
-                await connection.serve()
+            if door.has_room():
+                await _stay(connection, stream.socket.fileno(), door)
+            elif door.turned_away < TURNED_AWAY_MAX:
+                await _turn_away(connection, door)
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             logger.info("a client of the control API left in the middle of something")
+
+
+async def _stay(connection: "_Connection", descriptor: int, door: _Door) -> None:
+    with trio.CancelScope() as stay:
+        door.stays[descriptor] = stay
+        try:
+            await connection.serve()
         finally:
-            door.connections -= 1
+            door.stays.pop(descriptor, None)
+
+
+async def _turn_away(connection: "_Connection", door: _Door) -> None:
+    door.turned_away += 1
+    try:
+        await connection.turn_away(_too_many("all of them are at work; ask again later"))
+    finally:
+        door.turned_away -= 1
 
 
 class _Connection:
@@ -108,12 +142,18 @@ class _Connection:
 
     async def serve(self) -> None:
         """One request after the other, until either side has had enough."""
+        lobby = self._door.strangers
         while True:
             try:
-                request = await self._head()
-                if request is None:
+                with lobby.wait() as wait:
+                    whole = await self._whole_request()
+                if wait.cancel_called:
+                    await self._say_goodbye()
                     return
-                reply = await self._answer(request)
+                if whole is None:
+                    return
+                route, asked = whole
+                reply = await route.answer(self._door.house, asked)
             except h11.RemoteProtocolError as exc:
                 reply = _malformed(exc).reply()
             except Problem as problem:
@@ -125,9 +165,21 @@ class _Connection:
                 logger.warning("an answer was cut off", extra={"why": str(problem)})
                 return
             if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
-                await self._linger()
+                with lobby.wait():
+                    await self._linger()
                 return
+            lobby = self._door.regulars
             self._http.start_next_cycle()
+
+    async def _say_goodbye(self) -> None:
+        """To whoever makes room. Who had begun to ask hears that nothing has come of it; silence is left in silence.
+
+        Not longer than a moment, and without waiting for the other side: somebody else has this place already.
+        """
+        if self._http.their_state is h11.IDLE and not self._http.trailing_data[0]:
+            return
+        with trio.move_on_after(GOODBYE_SECONDS_MAX):
+            await self._send(_too_many("this request had not come whole when others came; ask again").reply())
 
     async def turn_away(self, problem: Problem) -> None:
         await self._send(problem.reply())
@@ -155,11 +207,15 @@ class _Connection:
             return event if isinstance(event, h11.Request) else None
         raise Problem("too_slow", f"The head of the request did not come within {HEAD_SECONDS_MAX:g} s.")
 
-    async def _answer(self, request: h11.Request) -> Reply:
-        """
+    async def _whole_request(self) -> tuple[Route, Asked] | None:
+        """None: nothing more is asked.
+
         Raises:
-            Problem, h11.RemoteProtocolError, EventLogError
+            Problem, h11.RemoteProtocolError
         """
+        request = await self._head()
+        if request is None:
+            return None
         self._method = request.method
         _insist_on_small_head(request)
         headers = _headers(request)
@@ -170,7 +226,7 @@ class _Connection:
         path, _, query = target.partition("?")
         route = control_routes.find(request.method.decode("ascii"), path)
         body = await self._body(route, headers)
-        return await route.answer(self._door.house, Asked(path, query, headers, body, self._door.closing))
+        return route, Asked(path, query, headers, body, self._door.closing)
 
     async def _body(self, route: Route, headers: Mapping[str, str]) -> bytes:
         if route.method == "POST" and not _is_json(headers.get("content-type", "")):
@@ -247,7 +303,8 @@ class _Connection:
         }
         if length is not None and reply.status != 304:
             headers["content-length"] = str(length)
-        if self._http.their_state is not h11.DONE or self._door.closing.begun:
+        # A daemon that is about to end says so with every answer: a question that comes as it closes would be lost.
+        if self._http.their_state is not h11.DONE or self._door.closing.begun or self._door.house.ending.wanted:
             headers["connection"] = "close"
         reason = HTTPStatus(reply.status).phrase.encode("ascii")
         return h11.Response(status_code=reply.status, headers=list(headers.items()), reason=reason)
@@ -271,6 +328,10 @@ def _insist_on_small_head(request: h11.Request) -> None:
     lines = [(request.method, request.target), *request.headers.raw_items()]
     if sum(len(name) + len(value) + len(": \r\n") for name, value in lines) > HEAD_BYTES_MAX:
         raise _head_too_large()
+
+
+def _too_many(why: str) -> Problem:
+    return Problem("too_many_connections", f"{CONNECTIONS_MAX} connections are open, and {why}.", headers={"connection": "close"})
 
 
 def _head_too_large() -> Problem:

@@ -22,21 +22,23 @@ from pathlib import Path
 import msgspec
 import trio
 
-from daemon import control_line
 from daemon.config import Settings, user_home
 from daemon.errors import BadConfiguration
 from daemon.house import House
 from daemon.logs import hide
 from daemon.session import Session
+from daemon.version import VERSION
 from eventlog.values import Door
 from tools.failures import UNREADABLE
 
 SOCKET_NAME = "mcp.sock"
-BACKLOG = 128
+BACKLOG = 1024  # more than can come at once; whoever finds it full is told at once that there is no room, and may give up
+STRANGERS_MAX = 128  # connections without their first line; a bridge needs milliseconds for its own
 HELLO_BYTES_MAX = 256 * 1024
 HELLO_SECONDS_MAX = 10.0
 SESSIONS_MAX = 200  # a machine has tens of clients; a runaway one stops here
 REFUSAL_SECONDS_MAX = 5.0
+DOOR_CHARACTERS_SHOWN_MAX = 32
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ logger = logging.getLogger(__name__)
 class _Hello(msgspec.Struct):
     imaged: int
     software: str = ""
-    door: Door = "mcp"
+    door: str = "mcp"  # there were others here, and an older command still names one
     settings: dict[str, str] = {}
 
 
@@ -75,6 +77,42 @@ class Closing:
                 yield wait
             finally:
                 self._waits.discard(wait)
+
+
+class Lobby:
+    """Connections whose next words we wait for. When the house is full, whoever has kept us waiting longest makes room.
+
+    So nobody takes a place from those who have something to say by saying nothing, or one byte a second. A fixed number
+    of places alone would turn away the client that came after them; a deadline alone would do so until it has passed.
+    """
+
+    def __init__(self) -> None:
+        self._waits: dict[trio.CancelScope, None] = {}  # in the order in which they began
+
+    def __len__(self) -> int:
+        return len(self._waits)
+
+    @contextmanager
+    def wait(self) -> Iterator[trio.CancelScope]:
+        """The body is left when its place is needed. `cancel_called` then says so, even if the words came just now."""
+        with trio.CancelScope() as wait:
+            self._waits[wait] = None
+            try:
+                yield wait
+            finally:
+                self._waits.pop(wait, None)
+
+    def make_room(self) -> bool:
+        """Ends the longest wait. False: we wait for nobody."""
+        for wait in self._waits:
+            del self._waits[wait]
+            wait.cancel()
+            return True
+        return False
+
+
+_strangers = Lobby()  # who has not said its first line
+_mute = Lobby()  # who has said it, and nothing since
 
 
 def listen(run_dir: Path, name: str = SOCKET_NAME) -> trio.SocketListener:
@@ -135,24 +173,29 @@ async def welcome(stream: trio.SocketStream, house: House) -> None:
         if not is_ours(stream):
             return
         try:
-            if house.sessions >= SESSIONS_MAX:
-                raise _Refused(f"{SESSIONS_MAX} clients are connected; close some of them.")
             hello, rest = await _read_hello(stream)
             session = _admit(hello, house)
+            await _serve_mcp(stream, rest, session, house)
         except _Refused as refused:
             await _refuse(stream, str(refused))
-            return
-        if session.door == "mcp":
-            await _serve_mcp(stream, rest, session, house)
-        else:
-            await control_line.serve(stream, rest, session, house)
 
 
 async def _serve_mcp(stream: trio.SocketStream, rest: bytes, session: Session, house: House) -> None:
+    """
+    Raises:
+        _Refused: so many clients are connected that there is no room, or none for one that does not speak.
+    """
+    # Who speaks MCP keeps its place for as long as it likes: a client may be silent for hours between two pictures.
+    if house.sessions >= SESSIONS_MAX and not _mute.make_room():
+        raise _Refused(f"{SESSIONS_MAX} clients are connected; close some of them.")
     from daemon import mcp_server  # a second of imports, done while the first client already waits
 
     house.sessions += 1
     try:
+        with _mute.wait() as wait:
+            rest = rest or await _receive(stream)
+        if wait.cancel_called:
+            raise _Refused(f"{SESSIONS_MAX} clients are connected, and this one had not said anything; start it again.")
         await mcp_server.serve(stream, rest, session, house)
     finally:
         house.sessions -= 1
@@ -176,13 +219,21 @@ def _peer_uid(connection: trio.socket.SocketType) -> int:
 
 
 async def _read_hello(stream: trio.SocketStream) -> tuple[_Hello, bytes]:
+    """
+    Raises:
+        _Refused: it is none of ours, did not come in time, or others came while it was waited for.
+    """
+    if len(_strangers) >= STRANGERS_MAX:
+        _strangers.make_room()
     data = b""
-    with trio.move_on_after(HELLO_SECONDS_MAX):
+    with trio.move_on_after(HELLO_SECONDS_MAX), _strangers.wait() as wait:
         while b"\n" not in data and len(data) <= HELLO_BYTES_MAX:
-            piece = await stream.receive_some(HELLO_BYTES_MAX)
+            piece = await _receive(stream)
             if not piece:
                 break
-            data += bytes(piece)
+            data += piece
+    if wait.cancelled_caught:
+        raise _Refused(f"{STRANGERS_MAX} connections that came later wait, too, and the first line had not come; try again.")
     line, newline, rest = data.partition(b"\n")
     if not newline:
         raise _Refused("The first line did not come, or was too long; connect through the imaged executable.")
@@ -192,16 +243,26 @@ async def _read_hello(stream: trio.SocketStream) -> tuple[_Hello, bytes]:
         raise _Refused("The first line is not one of imaged's; connect through the imaged executable.") from None
     if hello.imaged != 1:
         raise _Refused(f"This daemon does not speak version {hello.imaged} of the first line; restart it.")
+    if hello.door != "mcp":
+        shown = ascii(hello.door[:DOOR_CHARACTERS_SHOWN_MAX])
+        raise _Refused(f"The door {shown} is not at this socket, only mcp is; use the imaged command of version {VERSION}.")
     return hello, rest
+
+
+async def _receive(stream: trio.SocketStream) -> bytes:
+    """Empty: there will be nothing more."""
+    try:
+        return bytes(await stream.receive_some(HELLO_BYTES_MAX))
+    except trio.BrokenResourceError:
+        return b""
 
 
 def _admit(hello: _Hello, house: House) -> Session:
     try:
-        session = admit(hello.settings, hello.door, house)
+        session = admit(hello.settings, "mcp", house)
     except BadConfiguration as exc:
         raise _Refused(str(exc)) from exc
-    if hello.door == "mcp":
-        house.idle_exit_seconds = session.settings.idle_exit_seconds
+    house.idle_exit_seconds = session.settings.idle_exit_seconds
     return session
 
 

@@ -8,6 +8,7 @@ looked at; who takes the line parses it.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from itertools import accumulate
@@ -18,11 +19,16 @@ import msgspec
 PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
 DEPTH_MAX = 64  # parsers behind us stop at about 200, and would not say whose request it was
+DIGITS_MAX = 4300  # before the point; where Python stops, and the parsers behind us do
 
 _Id = str | int | None
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"')
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+_DIGITS = b"0123456789"
+_DIGITS_AS_NINES = bytes(ord("9") if byte in _DIGITS else ord(" ") for byte in range(256))
+_TOO_MANY_DIGITS = b"9" * (DIGITS_MAX + 1)
+_LONG_NUMBER = re.compile(rb"(?<![0-9.eE+-])-?[0-9]{%d}" % (DIGITS_MAX + 1))
 
 
 class Reject(NamedTuple):
@@ -95,6 +101,8 @@ def _checked(line: bytes) -> bytes | Reject:
     request_id = None if is_answer else _usable_id(seen.id)
     if _depth(line) > DEPTH_MAX:
         return _reject(request_id, INVALID_REQUEST, f"The message is nested more than {DEPTH_MAX} deep.")
+    if _has_long_number(line):
+        return _reject(request_id, INVALID_REQUEST, f"The message holds a number of more than {DIGITS_MAX} digits.")
     if seen.jsonrpc != "2.0":
         return _reject(request_id, INVALID_REQUEST, 'The message does not say "jsonrpc": "2.0".')
     if is_answer:
@@ -118,10 +126,17 @@ def _depth(line: bytes) -> int:
     return max(accumulate(map(_STEPS.__getitem__, _STRING.sub(b"", line).translate(None, _NOT_BRACKETS))))
 
 
+def _has_long_number(line: bytes) -> bool:
+    """Text may hold as many digits as it likes, so that a line of pictures is looked at closely only if it must be."""
+    if len(line) <= DIGITS_MAX or _TOO_MANY_DIGITS not in line.translate(_DIGITS_AS_NINES):
+        return False
+    return _LONG_NUMBER.search(_STRING.sub(b"", line)) is not None
+
+
 def _not_an_object(line: bytes) -> Reject:
     """JSON to a lenient eye, but with half a character (`\\ud800`) in its text, is answered to whoever asked."""
     try:
-        lenient = json.loads(line.decode())
+        lenient = json.loads(line.decode(), parse_int=_whole_number)
     except RecursionError:
         return _reject(None, INVALID_REQUEST, "The message is nested too deeply.")
     except ValueError:
@@ -131,6 +146,11 @@ def _not_an_object(line: bytes) -> Reject:
     is_answer = "method" not in lenient and ("result" in lenient or "error" in lenient)
     request_id = None if is_answer else _usable_id(lenient.get("id"))
     return _reject(request_id, INVALID_REQUEST, "The message holds text or numbers that JSON in UTF-8 cannot hold.")
+
+
+def _whole_number(digits: str) -> int | float:
+    """One that Python does not read is a number all the same."""
+    return int(digits) if len(digits) <= DIGITS_MAX else math.inf
 
 
 def _usable_id(request_id: object) -> _Id:

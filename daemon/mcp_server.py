@@ -128,7 +128,7 @@ class _Wire:
         self._stream = stream
         self._session = session
         self._server = server
-        self._open: set[RequestId] = set()
+        self._open: set[str] = set()  # the SDK takes 7 and "7" for one
         self._idle = trio.Event()
         self._era_is_decided = False
 
@@ -178,7 +178,7 @@ class _Wire:
         if not isinstance(message, JSONRPCRequest):
             await to_server.send(SessionMessage(message, metadata=ServerMessageMetadata(request_context=self._session)))
             return
-        if message.id in self._open:
+        if str(message.id) in self._open:
             await to_client.send(_error(message.id, INVALID_REQUEST, f"A request with id {message.id!r} is still open."))
             return
         if len(self._open) >= REQUESTS_OPEN_MAX:
@@ -190,7 +190,7 @@ class _Wire:
             await to_client.send(await _discover(message, self._server, house))
             return
         self._era_is_decided = True
-        self._open.add(message.id)
+        self._open.add(str(message.id))
 
         async def unanswered() -> None:
             self._close(message.id)
@@ -214,7 +214,7 @@ class _Wire:
             everything.cancel()  # the client takes nothing more; there is nobody to answer
 
     def _close(self, request_id: RequestId) -> None:
-        self._open.discard(request_id)
+        self._open.discard(str(request_id))
         self._idle.set()
         self._idle = trio.Event()
 

@@ -23,7 +23,7 @@ from typing import TypeVar
 import msgspec
 import trio
 
-from daemon import control, decisions, doors, forgetting, scheduler
+from daemon import bridge, control, decisions, doors, forgetting, scheduler
 from daemon.config import Places
 from daemon.courier import Courier
 from daemon.errors import AlreadyRunning
@@ -45,6 +45,9 @@ from tools.files import Store
 
 SHUTDOWN_SECONDS_MAX = 30.0  # for running jobs to end by themselves; most pictures take less
 IDLE_LOOK_SECONDS = 1.0
+FILES_OPEN_MAX = 4096
+HANDOVER_SECONDS_MAX = 600.0  # twice the longest that a picture takes
+HANDOVER_LOOK_SECONDS = 0.1
 IDLE_SECONDS_MIN = 2.0  # a bridge that has just started us needs a moment to come in
 
 T = TypeVar("T")
@@ -61,11 +64,9 @@ async def serve(places: Places, *, exit_when_idle: bool, idle_exit_seconds: floa
     os.umask(0o077)  # nothing of ours is anybody else's
     os.chdir("/")  # a daemon keeps no folder of a client busy, and no relative path means anything
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold keys
+    _raise_file_limit()
     log = EventLog(places.events, software=VERSION)
-    try:
-        log.lock()
-    except LogLocked as exc:
-        raise AlreadyRunning(str(exc)) from exc
+    await _lock(log, places)
     with closing(log):
         listener = doors.listen(places.run)
         control_listener = doors.listen(places.run, control.SOCKET_NAME)
@@ -81,6 +82,46 @@ async def serve(places: Places, *, exit_when_idle: bool, idle_exit_seconds: floa
                 nursery.cancel_scope.cancel()
             await house.ledger.record(decisions.stop_daemon(house.ending.reason))
             logger.info("stopped", extra={"reason": house.ending.reason})
+
+
+def _raise_file_limit() -> None:
+    """All doors full take about 500 descriptors, and some systems begin with 256."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_OPEN_MAX if hard == resource.RLIM_INFINITY else min(FILES_OPEN_MAX, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+async def _lock(log: EventLog, places: Places) -> None:
+    """Another daemon that lets nobody in any more is about to end, as soon as its jobs have: it is waited for.
+
+    Raises:
+        AlreadyRunning
+    """
+    give_up_at = trio.current_time() + HANDOVER_SECONDS_MAX
+    waited = False
+    while True:
+        try:
+            log.lock()
+            return
+        except LogLocked as exc:
+            if _is_served(places) or trio.current_time() >= give_up_at:
+                raise AlreadyRunning(str(exc)) from exc
+        if not waited:
+            logger.info("another daemon is ending; this one takes its place then")
+            waited = True
+        await trio.sleep(HANDOVER_LOOK_SECONDS)
+
+
+def _is_served(places: Places) -> bool:
+    try:
+        connection = bridge.try_to_connect(str(places.home))
+    except bridge.Trouble as exc:
+        raise AlreadyRunning(str(exc)) from exc
+    if connection is None:
+        return False
+    connection.close()
+    return True
 
 
 @asynccontextmanager
@@ -160,6 +201,7 @@ async def _work(house: House, courier: Courier, listener: trio.SocketListener, *
             logger.info("ready", extra={"home": str(house.places.home), "position": house.ledger.position})
             await house.ending.wait()
             open_doors.cancel_scope.cancel()
+        await listener.aclose()  # who comes now starts the next daemon, which waits for us
         with trio.move_on_after(SHUTDOWN_SECONDS_MAX):
             await _wait_until_none_runs(house)
         workers.cancel_scope.cancel()

@@ -42,6 +42,15 @@ class Fault(NamedTuple):
     sentence: str
 
 
+class Told(NamedTuple):
+    """One fact in words. `job` is None for what the daemon itself did, `at` where it is no fact but how things stood."""
+
+    position: Position
+    at: datetime | None
+    job: JobId | None
+    text: str
+
+
 class Forgetting(NamedTuple):
     """Words that a fact says are forgotten. `standing` are commits that have them still: that is unfinished."""
 
@@ -168,16 +177,34 @@ def narrate(directory: Path, job: JobId | None = None, until: Position | datetim
     Raises:
         LogCorrupt, LogTooNew
     """
+    for told in tell(directory, until):
+        if job in (None, told.job):
+            yield line(told, whose=job is None)
+
+
+def tell(directory: Path, until: Position | datetime | None = None) -> Iterator[Told]:
+    """What `narrate` says of all jobs, in its parts; harmless in a terminal.
+
+    Raises:
+        LogCorrupt, LogTooNew
+    """
     for commit, _, _ in commits(directory, until):
-        at = commit.at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
         for event in commit.events:
-            if isinstance(event, JobEvent | LaterEvent) and job in (None, event.job):
-                whose = "" if job else f"{event.job} "
-                yield harmless(f"{at} #{commit.position} {whose}{_told(event, commit)}")
-            elif job is None and isinstance(event, DaemonStarted):
-                yield harmless(f"{at} #{commit.position} imaged {event.software} started")
-            elif job is None and isinstance(event, DaemonStopped):
-                yield harmless(f"{at} #{commit.position} imaged stopped: {event.reason}")
+            if isinstance(event, JobEvent | LaterEvent):
+                yield Told(commit.position, commit.at, event.job, harmless(_told(event, commit)))
+            elif isinstance(event, DaemonStarted):
+                yield Told(commit.position, commit.at, None, harmless(f"imaged {event.software} started"))
+            elif isinstance(event, DaemonStopped):
+                yield Told(commit.position, commit.at, None, harmless(f"imaged stopped: {event.reason}"))
+
+
+def line(told: Told, *, whose: bool) -> str:
+    """`whose` names the job, where there is one."""
+    if told.at is None:
+        return harmless(told.text)
+    at = told.at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+    job = f"{told.job} " if whose and told.job else ""
+    return harmless(f"{at} #{told.position} {job}{told.text}")
 
 
 def _told(event: JobEvent | LaterEvent, commit: Commit) -> str:

@@ -4,7 +4,9 @@ import base64
 import csv
 import io
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,17 +17,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from daemon import auditing, config
+from daemon import auditing, cli, config
 from daemon.auditing import Seal
 from daemon.config import Places
 from daemon.errors import Refused
+from eventlog import audit
 from eventlog.events import AttemptStarted, WordsForgotten
 from eventlog.history import GenerationQuery, JobQuery
 from eventlog.segments import read_log
 from eventlog.values import Position, Sha256, digest
 from tests.eventlog.builders import commit, completed, job_id, one_job, reply, requested, said, written
 from tests.eventlog.disks import NoReserve
-from tests.program import Program, running
+from tests.program import IMAGED, SECONDS_MAX, Program, environment, running
 from tests.standin import StandIn
 from tests.tools.pictures_for_tests import picture
 from tools.files import Store
@@ -150,18 +153,94 @@ def test_the_story_is_told_up_to_a_commit_or_a_moment_with_the_views_of_then(tmp
     story = [*one_job(), *one_job(7, number=2, prompt="a badger")]
     first = [msgspec.structs.replace(one, at=one.at + timedelta(days=36500)) for one in story]  # behind LogCreated
     written(tmp_path / "events", [[one] for one in first], NoReserve())
-    told = list(auditing.replay(tmp_path))
+    told = lines(tmp_path)
     assert sum(" completed: /" in line for line in told) == 2
+    assert told[1].endswith(f" #3 {job_id(1)} started")
     assert "As of commit 11: jobs: 2 completed; $0.0220 spent, $0.0000 possibly billed besides." in told
-    told = list(auditing.replay(tmp_path, Position(8)))
+    told = lines(tmp_path, Position(8))
     assert "#8 " in told[6] and not any("#9 " in line for line in told)
     assert any(line.startswith("As of commit 8: jobs: 1 running, 1 completed") for line in told)
     assert f"  running: {job_id(2)} a badger" in told
-    by_time = list(auditing.replay(tmp_path, first[6].at))
+    by_time = lines(tmp_path, first[6].at)
     assert by_time == told and first[6].position == 8
     with auditing.history_as_of(tmp_path, Position(6)) as history:
         assert history.generations(GenerationQuery(limit=9, text="FOX")).total == 1
         assert history.jobs(JobQuery(limit=9)).total == 1 and history.position() == 6
+
+
+def test_every_fact_is_a_line_of_json_with_its_moment_and_then_how_things_stood(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(tmp_path / "events", [one_job()], NoReserve())
+    assert cli.main(["audit", "replay", "--home", str(tmp_path), "--json", "--speed", "1e9"]) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    facts = [one for one in told if one["at"] is not None]
+    assert [one["text"] for one in told[len(facts) :]][-1] == f"  completed: {job_id(1)} A fox in the snow"
+    assert [one["position"] for one in facts] == [2, 3, 4, 5, 6]
+    assert {one["job"] for one in facts} == {job_id(1)} and facts[1]["text"] == "started"
+    assert facts[0]["at"].endswith("Z") and datetime.fromisoformat(facts[0]["at"]).tzinfo == UTC
+
+
+@pytest.mark.parametrize("speed", ["0", "-1", "nan", "inf", "fast"])
+def test_a_speed_that_is_none_is_refused(speed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(["audit", "replay", f"--speed={speed}"])
+    assert left.value.code == 2 and f"'{speed}' is not a positive number such as 1, 10 or 0.5" in capsys.readouterr().err
+
+
+def test_each_fact_is_told_at_once_and_an_interrupt_ends_the_story(tmp_path: Path) -> None:
+    story = one_job()
+    later = [msgspec.structs.replace(one, at=one.at + timedelta(days=n)) for n, one in enumerate(story)]
+    written(tmp_path / "events", [[one] for one in later], NoReserve())
+    command = [*IMAGED, "audit", "replay", "--home", str(tmp_path), "--speed", "1"]
+    with subprocess.Popen(command, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr
+        first = process.stdout.readline()
+        os.kill(process.pid, signal.SIGINT)
+        rest, said = process.communicate(timeout=SECONDS_MAX)
+    assert b"requested by" in first and b"completed" not in rest
+    assert (process.returncode, said) == (130, b"")
+
+
+def lines(home: Path, until: auditing.Until = None) -> list[str]:
+    return [audit.line(told, whose=True) for told in auditing.replay(home, until)]
+
+
+class Time:
+    """A clock that moves only when somebody sleeps, or takes his time."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.slept: list[float] = []
+
+    def now(self) -> float:
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(round(seconds, 6))
+        self.seconds += seconds
+
+
+@pytest.mark.parametrize(
+    ("speed", "reading_seconds", "slept"),
+    [
+        (1, 0, [2, 0, 5, 0]),
+        (10, 0, [0.2, 0, 5, 0]),
+        (0.5, 0, [4, 0, 5, 0]),
+        (1e6, 0, [0, 0, 0.09, 0]),
+        (1, 1.5, [0.5, 0, 3.5, 0]),
+    ],
+)
+def test_a_story_is_told_in_its_own_time_but_no_pause_is_long(speed: float, reading_seconds: float, slept: list[float]) -> None:
+    start = datetime(2026, 11, 25, tzinfo=UTC)
+    moments = [0, 2, 2, 90_002, 90_000]  # the last one after the clock was put back
+    story = [audit.Told(Position(1), start + timedelta(seconds=second), None, "") for second in moments]
+    story += [audit.Told(Position(1), None, None, "As of")] * 2
+    time = Time()
+    for number, told in enumerate(auditing.paced(story, speed, now=time.now, sleep=time.sleep)):
+        assert told is story[number]
+        time.seconds += reading_seconds
+    assert [round(seconds, 2) for seconds in time.slept] == slept
 
 
 class Page(HTMLParser):

@@ -330,7 +330,6 @@ def test_a_daemon_that_is_killed_is_replaced_and_the_rest_is_drawn(tmp_path: Pat
             gate.open()
             assert command.end() == 1
         assert [result["status"] for result in command.document["results"]] == ["interrupted", "completed", "completed"]
-        assert "the daemon went away" in command.err
         assert len(standin.requests) == 3
 
 

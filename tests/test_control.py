@@ -30,6 +30,7 @@ from eventlog.events import JobCompleted, JobRequested, RequestReceived
 from tests.program import SECONDS_MAX, Program, running, wait_until
 
 SMALL = {"size": "1024x640", "quality": "low"}
+STATUS = b"GET /v1/status HTTP/1.1\r\nHost: imaged\r\n\r\n"
 HEAD = b"Host: imaged\r\nContent-Type: application/json\r\n"
 
 
@@ -449,15 +450,33 @@ def test_many_slow_peers_do_not_keep_a_normal_one_waiting(house: Program) -> Non
             assert http.get("/v1/status").status_code == 200
 
 
-def test_one_connection_too_many_is_told_so(house: Program) -> None:
-    request = b"GET /v1/status HTTP/1.1\r\nHost: imaged\r\n\r\n"
-    wait_until(lambda: spoken(house, request)[0] == 200, "those of other tests to be gone")
+def test_one_connection_too_many_is_told_so_while_all_others_are_being_answered(house: Program) -> None:
+    head = json.loads(spoken(house, STATUS)[2])["daemon"]["log_position"]
+    follow = b"GET /v1/events?after=%d&follow=1 HTTP/1.1\r\nHost: imaged\r\n\r\n" % head
     with ExitStack() as peers:
         for _ in range(CONNECTIONS_MAX):
-            peers.enter_context(connected(house))
-        status, headers, body = spoken(house, request)
+            follower = peers.enter_context(connected(house))
+            follower.sendall(follow)
+            assert follower.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+        status, headers, body = spoken(house, STATUS)
         assert (status, json.loads(body)["code"], headers["connection"]) == (503, "too_many_connections", "close")
-    wait_until(lambda: spoken(house, request)[0] == 200, "the others to be gone")
+    assert spoken(house, STATUS)[0] == 200  # long before the next heartbeat would tell that they are gone
+    assert json.loads(spoken(house, STATUS)[2])["daemon"]["sessions"] == 0
+
+
+def test_whoever_has_kept_the_door_waiting_longest_makes_room_and_whoever_has_asked_before_stays(house: Program) -> None:
+    with ExitStack() as peers:
+        silent, begun, asked = [peers.enter_context(connected(house)) for _ in range(3)]
+        begun.sendall(b"POST /v1/list_jobs HTTP/1.1\r\n" + HEAD + b"Content-Length: 2\r\n\r\n{")
+        asked.sendall(STATUS)
+        assert asked.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+        others = [peers.enter_context(connected(house)) for _ in range(CONNECTIONS_MAX + 10)]
+        assert everything(silent) == b""
+        told = everything(begun)
+        assert told.startswith(b"HTTP/1.1 503 ") and b"connection: close" in told and b"ask again" in told
+        for peer in (asked, others[-1]):
+            peer.sendall(STATUS)
+            assert peer.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_daemon_that_ends_begins_nothing_and_says_so(tmp_path: Path) -> None:
@@ -473,6 +492,7 @@ def test_a_daemon_that_ends_begins_nothing_and_says_so(tmp_path: Path) -> None:
             heard = [json.loads(line) for line in following.iter_lines() if line]
         assert program.wait_for_end() == 0
     assert (refused.status_code, refused.json()["code"], refused.json()["billed"]) == (503, "draining", "no")
+    assert refused.headers["connection"] == "close"
     assert also.status_code == 503 and "billed" not in also.json()
     assert {"JobCompleted"} & {event["type"] for line in heard for event in line["events"]}
     events = [event for commit in program.log() for event in commit.events]

@@ -195,12 +195,14 @@ def test_waiting_for_jobs_answers_when_one_changes_and_when_all_are_over(tmp_pat
         assert program.ask("wait_for_jobs", job_ids=["nobody"])["refused"]["code"] == "no_such_job"
 
 
-def test_a_connection_of_the_command_line_starts_the_daemon_and_answers_many_questions(tmp_path: Path) -> None:
+def test_a_connection_of_the_command_line_starts_the_daemon_and_another_when_that_one_ends(tmp_path: Path) -> None:
     program = Program(tmp_path)
     command = "import sys; from daemon import client, config; " + (
         "places = config.default_places()\n"
         "with client.connected(places, {'IMAGED_BACKEND': 'offline'}) as daemon:\n"
         "    for _ in range(3): print(daemon.ask('get_status')['result']['pid'])\n"
+        "    daemon.ask('stop_daemon')\n"
+        "    print(daemon.ask('get_status')['result']['pid'])\n"
         "    daemon.ask('stop_daemon')\n"
     )
     import subprocess
@@ -210,7 +212,8 @@ def test_a_connection_of_the_command_line_starts_the_daemon_and_answers_many_que
     done = subprocess.run(
         [sys.executable, "-c", command], env=environment, cwd="/", capture_output=True, text=True, timeout=SECONDS_MAX, check=True
     )
-    assert len(done.stdout.split()) == 3 and len(set(done.stdout.split())) == 1
+    first, second, third, other = done.stdout.split()
+    assert first == second == third != other
 
     def gone() -> bool:
         try:

@@ -69,7 +69,7 @@ def test_a_client_may_vanish_at_any_byte(cut: int, house: Program) -> None:
 
 @pytest.mark.parametrize(
     "hello",
-    [b"", b"\n", b"{}\n", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b'{"imaged":2}\n', b'{"imaged":1,"door":"window"}\n',
+    [b"", b"\n", b"{}\n", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b'{"imaged":2}\n', b'{"imaged":1,"door":7}\n',
      b'{"imaged":1,"settings":{"IMAGED_BACKEND":"moon"}}\n', b'{"imaged":1,"settings":[]}\n',
         b'{"imaged":1,"software":"\xff"}\n',
         b'{"imaged":1,"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}\n",
@@ -194,14 +194,13 @@ def test_the_daemon_leaves_with_a_fact_and_status_zero(tmp_path: Path) -> None:
     assert program.log()[-1].events[0].reason == "SIGTERM"  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("line", [b"\xff\n", b"{}\n", b'{"operation":"x","arguments":' + b'{"a":' * 50_000 + b"\n", b"\n"])
-def test_a_wrong_line_at_the_command_lines_door_is_refused(line: bytes, house: Program) -> None:
-    hello = json.dumps({"imaged": 1, "door": "cli", "settings": {}}).encode() + b"\n"
-    with connected(house, hello + line) as connection:
+@pytest.mark.parametrize("door", ["cli", "control", "window"])
+def test_at_this_socket_is_no_door_but_that_of_mcp(door: str, house: Program) -> None:
+    hello = json.dumps({"imaged": 1, "door": door, "settings": {}}).encode() + b"\n"
+    with connected(house, hello + b'{"operation": "get_status"}\n') as connection:
         connection.shutdown(socket.SHUT_WR)
         said = b"".join(iter(lambda: connection.recv(1 << 16), b""))
-    assert not said or json.loads(said)["refused"]["message"]
-    assert house.answers()
+    assert f"The door '{door}' is not at this socket" in json.loads(said)["refused"]
 
 
 def test_a_stop_while_jobs_are_starting_does_not_wait_for_workers_that_never_came(tmp_path: Path) -> None:

@@ -359,13 +359,16 @@ def line_to(house: FakeDaemon) -> Iterator[Line]:
 
 
 @pytest.mark.parametrize("operation", ["get_status", "start_generation_job", "wait_for_jobs"])
-def test_a_daemon_that_goes_away_is_replaced_and_nothing_is_drawn_twice(plan: Callable[..., Plan], operation: str) -> None:
+def test_a_daemon_that_goes_away_is_replaced_and_nothing_is_drawn_twice(
+    plan: Callable[..., Plan], operation: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     house = FakeDaemon()
     house.away = [operation]
     run = run_of(plan("a", "b", "c"), house)
     batch.drive(run, lambda: line_to(house))
     assert statuses(run) == ["completed"] * 3 and house.drawn == ["a", "b", "c"]
     assert house.asked.count("connect") == 2
+    assert "the daemon went away; another one is asked to go on" in capsys.readouterr().err
 
 
 def test_a_daemon_that_goes_away_again_and_again_ends_the_batch(plan: Callable[..., Plan]) -> None:
@@ -663,6 +666,24 @@ def test_nothing_that_acts_on_a_terminal_comes_from_a_prompt(plan: Callable[...,
     run = gone(plan("a \x1b[31mred\r\nfox " + "x" * 100), FakeDaemon())
     text = batch_summary.as_text(told(run))
     assert "\x1b" not in text and "\r" not in text and "…" in text
+
+
+class Hostile(FakeDaemon):
+    """Whose files have names that act on a terminal, and whose notes do, too."""
+
+    def _make(self, key: str, prompt: str, arguments: dict[str, Any], end: Ends) -> None:
+        super()._make(key, prompt, arguments, end)
+        images = [{"path": f"/nowhere/\x1b]2;{n}\x07\u202e京都.png"} for n in range(2)]
+        self.jobs[key]["end"] |= {"images": images, "warnings": ["\x1b[2Jgone"]}
+
+
+def test_nothing_that_acts_on_a_terminal_comes_from_a_path_or_a_note(plan: Callable[..., Plan]) -> None:
+    text = batch_summary.as_text(told(gone(plan("a"), Hostile())))
+    shown = "/nowhere/\\u{1b}]2;1\\u{7}\\u{202e}京都.png"
+    assert f"    {shown}\n" in text and f"    Note: {shown} is not there" in text and "Note: \\u{1b}[2Jgone" in text
+    watching = watched(plan("a"), Hostile(), terminal=False)
+    assert shown.replace(";1", ";0") in watching
+    assert not {"\x1b", "\x07", "\u202e"} & set(text + watching)
 
 
 @pytest.mark.parametrize("refused", [False, True])

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from daemon import bridge
+from daemon import bridge, pump
 from tests.program import SECONDS_MAX, wait_until
 
 BRIDGE = Path(__file__).resolve().parent.parent.parent / "daemon" / "bridge.py"
 ALONE = f"""
 import sys, types
 sys.path.insert(0, {str(BRIDGE.parent.parent)!r})
-from daemon import bridge
+from daemon import bridge, pump as bridge_pump
 """
 KEY = "sk-test-canary-0123456789"
 
@@ -217,6 +217,51 @@ def test_a_first_answer_passes_unchanged_even_byte_by_byte(daemon: FakeDaemon, t
 def test_a_daemon_that_goes_is_told_and_ends_the_bridge(daemon: FakeDaemon, tmp_path: Path) -> None:
     with bridged(tmp_path) as process:
         connection, _ = daemon.accept()
+        connection.sendall(b'{"jsonrpc":"2.0"}\n')
+        assert received(process, 18) == b'{"jsonrpc":"2.0"}\n'
+        connection.close()
+        status, text = said(process)
+        assert status == 1 and "the daemon ended" in text
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_what_a_leaving_daemon_did_not_hear_is_told_to_the_next_one(leaves: bool, daemon: FakeDaemon, tmp_path: Path) -> None:
+    with bridged(tmp_path) as process:
+        assert process.stdin and process.stdout
+        process.stdin.write(b"question\n")
+        process.stdin.flush()
+        if leaves:
+            process.stdin.close()
+        for heard in (b"", b"question\n"):  # before it took a word, and after it took all of them
+            connection, hello = daemon.accept()
+            assert hello["imaged"] == 1 and connection.recv(len(heard)) == heard
+            connection.close()
+        connection, _ = daemon.accept()
+        assert connection.recv(100) == b"question\n"
+        connection.sendall(b'{"answer":1}\n')
+        assert received(process, 13) == b'{"answer":1}\n'
+
+
+def test_daemons_that_end_one_after_the_other_without_a_word_are_told(daemon: FakeDaemon, tmp_path: Path) -> None:
+    with bridged(tmp_path) as process:
+        for _ in range(bridge.DAEMONS_MAX):
+            daemon.accept()[0].close()
+        status, text = said(process)
+        assert status == 1 and "the daemon ended" in text
+
+
+def test_more_than_can_be_kept_is_never_told_twice_by_half(daemon: FakeDaemon, tmp_path: Path) -> None:
+    with bridged(tmp_path) as process:
+        assert process.stdin
+        process.stdin.write(b"x" * pump.BUFFER_BYTES_MAX)
+        process.stdin.flush()
+        connection, _ = daemon.accept()
+        taken = 0
+        while taken < pump.BUFFER_BYTES_MAX:
+            taken += len(connection.recv(1 << 16))
+        process.stdin.write(b"y")
+        process.stdin.flush()
+        assert connection.recv(1) == b"y"
         connection.close()
         status, text = said(process)
         assert status == 1 and "the daemon ended" in text
@@ -347,6 +392,7 @@ def test_nothing_is_imported_that_a_bridge_does_not_need() -> None:
     )
     more = set(done.stdout.decode().split()) - set(bare.stdout.decode().split())
     allowed = {"collections", "collections.abc", "errno", "select", "stat", "types", "daemon", "daemon.bridge", "daemon.version"}
+    allowed.add("daemon.pump")
     allowed |= {
         "os",
         "os.path",
@@ -381,6 +427,8 @@ def test_a_daemon_that_goes_during_the_first_line_is_told(daemon: FakeDaemon, tm
         connection, _ = daemon.listener.accept()
         connection.recv(1)
         connection.close()
+        for _ in range(bridge.DAEMONS_MAX - 1):
+            daemon.listener.accept()[0].close()
         status, text = said(process)
         assert status == 1 and "the daemon ended" in text
 
@@ -411,7 +459,7 @@ def test_neither_side_can_make_it_hold_more_than_its_buffers(daemon: FakeDaemon,
         os.set_blocking(process.stdin.fileno(), False)
         connection.setblocking(False)
         taken = 0
-        while taken < 10 * bridge.BUFFER_BYTES_MAX:
+        while taken < 10 * pump.BUFFER_BYTES_MAX:
             _, ready, _ = select.select([], [process.stdin, connection], [], 0.5)
             if not ready:
                 break
@@ -420,7 +468,7 @@ def test_neither_side_can_make_it_hold_more_than_its_buffers(daemon: FakeDaemon,
                     taken += os.write(process.stdin.fileno(), b"x" * 65536)
                 if connection in ready:
                     taken += connection.send(b"y" * 65536)
-        assert taken < 2 * bridge.BUFFER_BYTES_MAX + 1_500_000, "the rest is what pipes and sockets hold"
+        assert taken < 2 * pump.BUFFER_BYTES_MAX + 1_500_000, "the rest is what pipes and sockets hold"
         status = Path(f"/proc/{process.pid}/status").read_text()
         peak_kib = int(status.partition("VmHWM:")[2].split()[0])
         assert peak_kib < 40_000
@@ -439,7 +487,7 @@ def test_a_client_that_reads_nothing_is_still_heard(daemon: FakeDaemon, tmp_path
 
 
 def test_a_client_that_left_is_not_waited_for_by_a_daemon_that_takes_nothing(daemon: FakeDaemon, tmp_path: Path) -> None:
-    with bridged(tmp_path, before="bridge.LAST_ANSWERS_SECONDS_MAX = 0.2") as process:
+    with bridged(tmp_path, before="bridge_pump.LAST_ANSWERS_SECONDS_MAX = 0.2") as process:
         connection, _ = daemon.accept()
         assert process.stdin and process.stdout
         connection.sendall(b"hello\n")
@@ -450,7 +498,7 @@ def test_a_client_that_left_is_not_waited_for_by_a_daemon_that_takes_nothing(dae
 
 
 def test_a_daemon_that_is_still_starting_may_answer_a_client_that_has_said_all(daemon: FakeDaemon, tmp_path: Path) -> None:
-    with bridged(tmp_path, before="bridge.LAST_ANSWERS_SECONDS_MAX = 0.01") as process:
+    with bridged(tmp_path, before="bridge_pump.LAST_ANSWERS_SECONDS_MAX = 0.01") as process:
         assert process.stdin and process.stdout
         process.stdin.write(b"question\n")
         process.stdin.close()

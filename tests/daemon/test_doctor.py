@@ -182,7 +182,7 @@ def test_the_socket_and_its_folder_must_be_ours_alone(house: House) -> None:
 
 def test_a_socket_that_nobody_listens_at_is_left_over(house: House) -> None:
     house.places.run.mkdir(parents=True, mode=0o700)
-    with _listening(house.places, None):
+    with _listening(house.places, "mcp.sock", None):
         pass
     house.one("socket", "note", "left over")
     house.one("daemon", "ok", "None runs")
@@ -194,12 +194,15 @@ def test_a_socket_that_nobody_listens_at_is_left_over(house: House) -> None:
         ({"result": {"software": "9.9", "pid": 7}}, "warning", ["9.9", "imaged stop"]),
         ({"result": {"software": "0.1.0", "pid": 7, "log_full": True}}, "error", ["full"]),
         ({"result": {"software": "0.1.0", "pid": 7, "index_stale": True}}, "warning", ["history"]),
-        ({"refused": "no"}, "warning", ["refused"]),
+        ({"code": "draining", "detail": "no"}, "warning", ["refused"]),
+        ([], "error", ["could not be looked at", "this version does not understand"]),
     ],
 )
 def test_a_daemon_that_is_not_well_says_so(house: House, answer: object, level: str, words: list[str]) -> None:
     house.places.run.mkdir(parents=True, mode=0o700)
-    with _listening(house.places, json.dumps(answer).encode() + b"\n"):
+    body = json.dumps(answer).encode()
+    status = b"200 OK" if "result" in body.decode() else b"503 No"
+    with _listening(house.places, "control.sock", b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body)):
         found = [f for f in house.examine() if f.area == "daemon"]
     assert [f.level for f in found] == [level]
     assert all(word in f"{found[0].sentence} {found[0].fix}" for word in words), found
@@ -209,7 +212,7 @@ def test_a_daemon_that_never_answers_costs_seconds_and_not_the_report(house: Hou
     house.places.run.mkdir(parents=True, mode=0o700)
     checks = [(area, check, 0.2 if area == "daemon" else seconds) for area, check, seconds in doctor.CHECKS]
     monkeypatch.setattr(doctor, "CHECKS", tuple(checks))
-    with _listening(house.places, b""):
+    with _listening(house.places, "control.sock", b""):
         found = house.examine()
     assert ("daemon", "warning") in {(f.area, f.level) for f in found if "given up" in f.sentence}
     assert {"prices", "log"} <= {f.area for f in found}
@@ -384,8 +387,8 @@ def test_an_api_that_is_not_there_is_a_sentence() -> None:
 
 
 @contextmanager
-def _listening(places: Places, answer: bytes | None) -> Iterator[None]:
-    """A listener at the daemon's socket that answers every connection's second line; with b"" it answers nothing."""
+def _listening(places: Places, name: str, answer: bytes | None) -> Iterator[None]:
+    """A listener at one of the daemon's sockets that answers a question without arguments; with b"" it answers nothing."""
     short = Path("/proc/self/fd")
     folder = os.open(places.run, os.O_RDONLY | os.O_DIRECTORY)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -400,12 +403,12 @@ def _listening(places: Places, answer: bytes | None) -> Iterator[None]:
             kept.append(connection)
             connection.settimeout(ANSWER_SECONDS_MAX)
             received = b""
-            while received.count(b"\n") < 2 and (piece := connection.recv(65536)):
+            while not received.endswith(b"{}") and (piece := connection.recv(65536)):
                 received += piece
             if answer and received:
                 connection.sendall(answer)
 
-    listener.bind(str(short / str(folder) / "mcp.sock"))
+    listener.bind(str(short / str(folder) / name))
     listener.listen()
     serving = threading.Thread(target=serve)
     if answer is not None:
