@@ -10,7 +10,8 @@ import sys
 def main() -> int:
     """The exit status. `imaged` without arguments is the bridge, unless a person sits at a terminal."""
     arguments = sys.argv[1:]
-    if arguments[:1] == ["mcp"] or (not arguments and not _is_terminal(0)):
+    asked_by_shell = "_ARGCOMPLETE" in os.environ  # for what may follow on its command line; see daemon/cli_completion.py
+    if arguments[:1] == ["mcp"] or (not arguments and not asked_by_shell and not _is_terminal(0)):
         from daemon import bridge
 
         return bridge.main(arguments[1:], os.environ)

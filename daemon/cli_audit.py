@@ -9,15 +9,13 @@ import json
 import math
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from daemon import config
+from daemon import cli_times, config
 from daemon.errors import BadConfiguration
-from eventlog.values import Position
 
 if TYPE_CHECKING:
     from daemon.auditing import Seal
@@ -45,7 +43,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     verifying.add_argument("--json", action="store_true", help="answer as JSON")
     one("seal", seal).add_argument("--json", action="store_true", help="answer as JSON, for `audit verify --against`")
     replaying = one("replay", replay)
-    replaying.add_argument("--until", metavar="POSITION|TIME", help="up to this commit, or this UTC time")
+    replaying.add_argument("--until", metavar="POSITION|TIME", help="up to this commit, or this time of yours")
     speed = "with the pauses as they were, N times as fast; none lasts long"
     replaying.add_argument("--speed", type=_speed, metavar="N", help=speed)
     replaying.add_argument("--json", action="store_true", help="answer as lines of JSON")
@@ -97,7 +95,8 @@ def replay(asked: argparse.Namespace) -> int:
     from daemon import auditing
     from eventlog.audit import line
 
-    story = auditing.replay(_home(asked), _until(asked.until))
+    until = None if asked.until is None else cli_times.position_or_moment("--until", asked.until)
+    story = auditing.replay(_home(asked), until)
     for told in story if asked.speed is None else auditing.paced(story, asked.speed):
         _out(msgspec.json.encode(told._asdict()).decode() if asked.json else line(told, whose=True))
         if asked.speed is not None:
@@ -138,16 +137,6 @@ def _seal(path: Path) -> "Seal":
         return msgspec.json.decode(path.read_bytes(), type=Seal)
     except (OSError, msgspec.DecodeError) as exc:
         raise BadConfiguration(f"{path} is not a seal of `imaged audit seal --json` ({exc}).") from exc
-
-
-def _until(text: str | None) -> Position | datetime | None:
-    if text is None or text.isdigit():
-        return None if text is None else Position(int(text))
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise BadConfiguration(f"--until is {text[:40]!r}; give a position or a time such as 2026-11-22T09:30.") from None
-    return at.replace(tzinfo=UTC) if at.tzinfo is None else at
 
 
 def _speed(text: str) -> float:

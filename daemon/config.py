@@ -63,7 +63,8 @@ class Thumbnails(msgspec.Struct, frozen=True):
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What one session asked for. Times in seconds. `key` is None when there is none or none is needed.
 
-    `max_concurrent` is None where nobody said it: the account keeps the limit it has. `inline_bytes_max` bounds the pictures in one answer, in bytes of base64; Claude Desktop refuses a result of 1 MiB.
+    `max_concurrent` is None where nobody said it: the account keeps the limit it has. `inline_bytes_max` bounds the
+    pictures in one answer, in bytes of base64; Claude Desktop refuses a result of 1 MiB.
     """
 
     account: Account

@@ -350,7 +350,7 @@ def test_a_file_with_faults_draws_nothing_starts_nothing_and_names_them_all(tmp_
 def test_a_wrong_option_is_refused(tmp_path: Path, options: tuple[str, ...]) -> None:
     write(tmp_path, *foxes(1))
     command = Command(tmp_path, environment(tmp_path), *options)
-    assert command.end() == 2 and "error: argument --" in command.err
+    assert command.end() == 2 and "imaged: argument --" in command.err
 
 
 def test_an_estimate_needs_no_key_and_no_daemon(tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ def test_a_proxy_of_the_environment_never_sees_a_request_to_this_machine(tmp_pat
 
 def test_proxy_settings_that_cannot_be_used_are_named_and_end_the_start(tmp_path: Path) -> None:
     program = Program(tmp_path, ALL_PROXY="ftp://127.0.0.1:1").start()
-    assert program.wait_for_end() == 1
+    assert program.wait_for_end() == 2
     assert "proxy settings" in program.said() and "Traceback" not in program.said()
 
 

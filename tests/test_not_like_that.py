@@ -717,7 +717,8 @@ def test_34_progress_structure_annotations_and_resources_are_there(scene: Scene,
 def test_35_fifty_jobs_are_drawn_four_at_a_time(scene: Scene) -> None:
     together = Together(4)
     scene.standin.will(*[together] * 48)
-    with scene.session() as other, scene.sending(50):
+    # Said, because another session of this account may have said something else.
+    with scene.session(IMAGED_MAX_CONCURRENT="4") as other, scene.sending(50):
         for number in range(50):
             asked = {"tool_name": "generate_image", "prompt": f"herd {number}", "output_path": "herd/fox.png", **SMALL}
             other.request("tools/call", {"name": "start_generation_job", "arguments": asked})
