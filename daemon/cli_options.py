@@ -78,37 +78,29 @@ def _nearest(word: str, known: Sequence[str]) -> str:
 def add_command(commands: "Commands", line: str, function: Command, *examples: str) -> Parser:
     """A command with its summary from the function's docstring. `line` is its name and what has no option before it."""
     name, _, positionals = line.partition(" ")
-    summary = (function.__doc__ or "").splitlines()[0]
-    parser = commands.add_parser(
-        name,
-        help=summary,
-        description=summary,
-        epilog=_epilog(examples),
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = _parser(commands, name, (function.__doc__ or "").splitlines()[0], examples)
     parser.usage = f"{parser.prog} [OPTION …] {positionals}".rstrip()
     parser.set_defaults(command=function)
     return parser
 
 
-def _epilog(examples: Sequence[str]) -> str:
-    return "\n".join(["examples:", *(f"  imaged {example}" for example in examples)])
-
-
 def add_group(commands: "Commands", name: str, summary: str, *examples: str) -> "Commands":
     """A command that has commands of its own, which it returns."""
-    parser = commands.add_parser(
-        name,
-        help=summary,
-        description=summary,
-        epilog=_epilog(examples),
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = _parser(commands, name, summary, examples)
     parser.usage = f"{parser.prog} COMMAND [OPTION …]"
     parser.commands = parser.add_subparsers(prog=parser.prog, title="commands", metavar="COMMAND", required=True)
     return parser.commands
+
+
+def _parser(commands: "Commands", name: str, summary: str, examples: Sequence[str]) -> Parser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog="\n".join(["examples:", *(f"  imaged {example}" for example in examples)]),
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

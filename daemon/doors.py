@@ -8,6 +8,7 @@ Nothing answers it when it is good. Otherwise the daemon says {"imaged": 1, "ref
 """
 
 import contextlib
+import gc
 import logging
 import math
 import os
@@ -188,7 +189,8 @@ async def _serve_mcp(stream: trio.SocketStream, rest: bytes, session: Session, h
     # Who speaks MCP keeps its place for as long as it likes: a client may be silent for hours between two pictures.
     if house.sessions >= SESSIONS_MAX and not _mute.make_room():
         raise _Refused(f"{SESSIONS_MAX} clients are connected; close some of them.")
-    from daemon import mcp_server  # a second of imports, done while the first client already waits
+    load_protocol()
+    from daemon import mcp_server
 
     house.sessions += 1
     try:
@@ -199,6 +201,20 @@ async def _serve_mcp(stream: trio.SocketStream, rest: bytes, session: Session, h
         await mcp_server.serve(stream, rest, session, house)
     finally:
         house.sessions -= 1
+
+
+def load_protocol() -> None:
+    """Most of a second of imports, once: by the first client or, sooner, while nobody waits. Blocks."""
+    if "daemon.mcp_server" in sys.modules:
+        return
+    gc.disable()  # a hundred thousand objects that live for ever
+    try:
+        from daemon import mcp_server
+
+        mcp_server.tools()
+    finally:
+        gc.enable()
+    gc.freeze()
 
 
 def is_ours(stream: trio.SocketStream) -> bool:

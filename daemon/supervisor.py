@@ -8,7 +8,6 @@ Start-up is nesting, and shutdown is the same read backwards:
 A client may connect from the second step on; it is served once everything behind the doors is true.
 """
 
-import gc
 import logging
 import os
 import resource
@@ -46,6 +45,7 @@ from tools.files import Store
 SHUTDOWN_SECONDS_MAX = 30.0  # for running jobs to end by themselves; most pictures take less
 IDLE_LOOK_SECONDS = 1.0
 FILES_OPEN_MAX = 4096
+WARM_UP_SECONDS = 5.0
 HANDOVER_SECONDS_MAX = 600.0  # twice the longest that a picture takes
 HANDOVER_LOOK_SECONDS = 0.1
 IDLE_SECONDS_MIN = 2.0  # a bridge that has just started us needs a moment to come in
@@ -195,8 +195,9 @@ async def _work(house: House, courier: Courier, listener: trio.SocketListener, *
     async with trio.open_nursery() as workers:
         async with trio.open_nursery() as open_doors:
             open_doors.start_soon(scheduler.run, house.ledger, house.keyring, worker, workers)
-            await open_doors.start(_serve_clients, house, listener)
-            if exit_when_idle:  # counted from here: while the imports above stopped everything, nobody could come in
+            open_doors.start_soon(_serve_clients, house, listener)
+            open_doors.start_soon(_warm_up)
+            if exit_when_idle:
                 open_doors.start_soon(_leave_when_idle, house)
             logger.info("ready", extra={"home": str(house.places.home), "position": house.ledger.position})
             await house.ending.wait()
@@ -207,17 +208,14 @@ async def _work(house: House, courier: Courier, listener: trio.SocketListener, *
         workers.cancel_scope.cancel()
 
 
-async def _serve_clients(
-    house: House, listener: trio.SocketListener, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    gc.disable()  # the imports below make a hundred thousand objects that live for ever
-    from daemon import mcp_server
-
-    mcp_server.tools()
-    gc.enable()
-    gc.freeze()
-    task_status.started()
+async def _serve_clients(house: House, listener: trio.SocketListener) -> None:
     await trio.serve_listeners(partial(doors.welcome, house=house), [listener])
+
+
+async def _warm_up() -> None:
+    """A daemon that was started at login has time; one that a client has started is asked before that."""
+    await trio.sleep(WARM_UP_SECONDS)
+    await trio.to_thread.run_sync(doors.load_protocol)
 
 
 async def _leave_when_idle(house: House) -> None:

@@ -206,6 +206,8 @@ def possible_steps(job: Job) -> list[Step]:
     steps = by_stage[job.stage]
     if job.stage is Stage.STARTED and job.billed == "unknown":
         steps.append(((JobInterrupted(job=job.id),), over))
+    if job.billed == "yes":  # what was surely billed is not in doubt, whatever becomes of the next attempt
+        steps = [(events, words) for events, words in steps if not (len(events) == 2 and isinstance(events[1], JobInterrupted))]
     return steps
 
 
