@@ -19,6 +19,7 @@ from eventlog.errors import EventLogError, IndexUnavailable, LogFull
 
 if TYPE_CHECKING:
     from daemon.cli_options import Commands
+    from daemon.setup import Outcome
 
 BATCH_EXAMPLES = (
     "batch pictures.json --estimate-only      what it may cost",
@@ -90,20 +91,38 @@ def forget(asked: argparse.Namespace) -> int:
 
 
 def setup(asked: argparse.Namespace) -> int:
-    """Put imaged into a client's configuration."""
-    from daemon import demo
-    from daemon import setup as putting
-
-    values = dict(pair.partition("=")[::2] for pair in asked.env)
-    wish = putting.Wish(asked.client, remove=asked.remove, print_only=asked.print, adopt=asked.adopt, values=values)
-    environ = config.process_environment()
-    outcome = putting.setup(wish, executable=demo.mcp_command(), environ=environ, home=Path(bridge.user_home(environ)))
+    """Put imaged into a client's configuration, or your login."""
+    outcome = _serve_from_login(asked) if asked.service else _put_into_client(asked)
     if asked.json:
         backup = None if outcome.backup is None else str(outcome.backup)
         _json({**outcome._asdict(), "path": str(outcome.path), "backup": backup})
     else:
         print(outcome.text)  # noqa: T201
     return exits.OK
+
+
+def _put_into_client(asked: argparse.Namespace) -> "Outcome":
+    from daemon import demo
+    from daemon import setup as putting
+
+    if asked.client is None:
+        raise BadConfiguration(f"Say which client to set up: {', '.join(CLIENTS)}; or --service, to start imaged at login.")
+    values = dict(pair.partition("=")[::2] for pair in asked.env)
+    wish = putting.Wish(asked.client, remove=asked.remove, print_only=asked.print, adopt=asked.adopt, values=values)
+    environ = config.process_environment()
+    return putting.setup(wish, executable=demo.mcp_command(), environ=environ, home=Path(bridge.user_home(environ)))
+
+
+def _serve_from_login(asked: argparse.Namespace) -> "Outcome":
+    from daemon import autostart, demo
+
+    if asked.client is not None or asked.adopt or asked.env:
+        raise BadConfiguration(
+            "--service is about this user's login and no client's; give it alone, or with --print or --remove."
+        )
+    wish = autostart.Wish(remove=asked.remove, print_only=asked.print)
+    executable = demo.mcp_command()[:-1]  # without the word that makes it speak MCP
+    return autostart.setup(wish, executable=executable, environ=config.environment(), home=config.user_home())
 
 
 def doctor(asked: argparse.Namespace) -> int:
@@ -203,8 +222,10 @@ def add(commands: "Commands") -> None:
 
 
 def _add_setup(commands: "Commands") -> None:
-    parser = add_command(commands, "setup CLIENT", setup, "setup claude-code", "setup cursor --print", "setup codex --remove")
-    parser.add_argument("client", metavar="CLIENT", choices=CLIENTS, help=", ".join(CLIENTS))
+    examples = ("setup claude-code", "setup cursor --print", "setup codex --remove", "setup --service")
+    parser = add_command(commands, "setup CLIENT", setup, *examples)
+    parser.add_argument("client", metavar="CLIENT", nargs="?", choices=CLIENTS, help=", ".join(CLIENTS))
+    parser.add_argument("--service", action="store_true", help="let the system start the daemon at every login, instead")
     parser.add_argument("--remove", action="store_true", help="take our entry out again")
     parser.add_argument("--print", action="store_true", help="show the entry and its place, write nothing")
     parser.add_argument("--adopt", action="store_true", help="take over the settings of openai-gpt-image-mcp-server's entry")

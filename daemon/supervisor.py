@@ -22,7 +22,7 @@ from typing import TypeVar
 import msgspec
 import trio
 
-from daemon import bridge, control, decisions, doors, forgetting, scheduler
+from daemon import bridge, config, control, decisions, doors, forgetting, readiness, scheduler
 from daemon.config import Places
 from daemon.courier import Courier
 from daemon.errors import AlreadyRunning
@@ -106,6 +106,7 @@ async def _lock(log: EventLog, places: Places) -> None:
             return
         except LogLocked as exc:
             if _is_served(places) or trio.current_time() >= give_up_at:
+                readiness.notify(config.process_environment(), readiness.SERVED_BY_ANOTHER)
                 raise AlreadyRunning(str(exc)) from exc
         if not waited:
             logger.info("another daemon is ending; this one takes its place then")
@@ -199,8 +200,10 @@ async def _work(house: House, courier: Courier, listener: trio.SocketListener, *
             open_doors.start_soon(_warm_up)
             if exit_when_idle:
                 open_doors.start_soon(_leave_when_idle, house)
+            readiness.notify(config.process_environment(), readiness.READY)
             logger.info("ready", extra={"home": str(house.places.home), "position": house.ledger.position})
             await house.ending.wait()
+            readiness.notify(config.process_environment(), readiness.STOPPING)
             open_doors.cancel_scope.cancel()
         await listener.aclose()  # who comes now starts the next daemon, which waits for us
         with trio.move_on_after(SHUTDOWN_SECONDS_MAX):
