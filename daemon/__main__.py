@@ -10,6 +10,8 @@ import sys
 def main() -> int:
     """The exit status. `imaged` without arguments is the bridge, unless a person sits at a terminal."""
     arguments = sys.argv[1:]
+    if hasattr(sys, "_MEIPASS"):
+        _hold_what_was_unpacked()
     asked_by_shell = "_ARGCOMPLETE" in os.environ  # for what may follow on its command line; see daemon/cli_completion.py
     if arguments[:1] == ["mcp"] or (not arguments and not asked_by_shell and not _is_terminal(0)):
         from daemon import bridge
@@ -18,6 +20,16 @@ def main() -> int:
     from daemon import cli
 
     return cli.main(arguments)
+
+
+def _hold_what_was_unpacked() -> None:
+    """The single file alone, for it costs a hundredth of a second."""
+    place = sys._MEIPASS  # type: ignore[attr-defined]  # PyInstaller's
+    if not os.path.exists(f"{place}/imaged-folder"):  # noqa: PTH110
+        return
+    from daemon import executable
+
+    executable.hold()
 
 
 def _is_terminal(descriptor: int) -> bool:

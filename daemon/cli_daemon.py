@@ -102,7 +102,6 @@ def setup(asked: argparse.Namespace) -> int:
 
 
 def _put_into_client(asked: argparse.Namespace) -> "Outcome":
-    from daemon import demo
     from daemon import setup as putting
 
     if asked.client is None:
@@ -110,30 +109,47 @@ def _put_into_client(asked: argparse.Namespace) -> "Outcome":
     values = dict(pair.partition("=")[::2] for pair in asked.env)
     wish = putting.Wish(asked.client, remove=asked.remove, print_only=asked.print, adopt=asked.adopt, values=values)
     environ = config.process_environment()
-    return putting.setup(wish, executable=demo.mcp_command(), environ=environ, home=Path(bridge.user_home(environ)))
+    return putting.setup(wish, executable=_lasting_command(asked), environ=environ, home=Path(bridge.user_home(environ)))
 
 
 def _serve_from_login(asked: argparse.Namespace) -> "Outcome":
-    from daemon import autostart, demo
+    from daemon import autostart
 
     if asked.client is not None or asked.adopt or asked.env:
         raise BadConfiguration(
             "--service is about this user's login and no client's; give it alone, or with --print or --remove."
         )
     wish = autostart.Wish(remove=asked.remove, print_only=asked.print)
-    executable = demo.mcp_command()[:-1]  # without the word that makes it speak MCP
-    return autostart.setup(wish, executable=executable, environ=config.environment(), home=config.user_home())
+    command = _lasting_command(asked)[:-1]  # without the word that makes it speak MCP
+    return autostart.setup(wish, executable=command, environ=config.environment(), home=config.user_home())
+
+
+def _lasting_command(asked: argparse.Namespace) -> list[str]:
+    """What starts this program for as long as somebody's configuration names it.
+
+    Raises:
+        BadConfiguration: it could not be put where it would last.
+    """
+    from daemon import executable
+
+    home = config.default_places().home
+    if not (asked.print or asked.remove):
+        try:
+            executable.keep(home)
+        except OSError as exc:
+            raise BadConfiguration(f"This program could not be unpacked into {home / 'programs'}: {exc.strerror}.") from exc
+    return executable.lasting(executable.mcp_command(), home)
 
 
 def doctor(asked: argparse.Namespace) -> int:
     """Look at everything that can be wrong, and say what helps."""
-    from daemon import demo
     from daemon import doctor as examining
+    from daemon import executable
     from daemon.doctor_world import ask_for_models
 
     findings = examining.examine(
         config.process_environment(),
-        executable=demo.mcp_command(),
+        executable=executable.lasting(executable.mcp_command(), config.default_places().home),
         now=datetime.now(UTC),
         ask_models=ask_for_models if asked.online else None,
     )

@@ -25,7 +25,8 @@ import trio
 
 from daemon import control_routes, doors
 from daemon.control_routes import API, Asked, Route
-from daemon.doors import Closing, Lobby
+from daemon.doors import Lobby
+from daemon.ending import Closing
 from daemon.house import House
 from daemon.replies import Problem, Reply
 

@@ -17,7 +17,7 @@ from typing import Any, cast
 import msgspec
 import trio
 
-from daemon.doors import Closing
+from daemon.ending import Closing
 from daemon.house import House
 from daemon.replies import Problem, Reply, Send
 from eventlog import framing

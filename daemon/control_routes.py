@@ -23,7 +23,7 @@ import trio
 from daemon import arguments, bridge, config, control_events, control_pictures, doors, openapi, operations, questions, texts
 from daemon.arguments import schema
 from daemon.config import Settings
-from daemon.doors import Closing
+from daemon.ending import Closing
 from daemon.errors import BadConfiguration
 from daemon.house import House
 from daemon.operations import OPERATIONS, Operation, Refusal
@@ -196,8 +196,11 @@ async def _document(house: House, asked: Asked) -> Reply:
 
 async def _status(house: House, asked: Asked) -> Reply:
     _insist_on_no_query(asked)
+    client = _client(asked)
+    if client.name == "imaged":  # our own command asks this first of a daemon that it is going to use
+        doors.make_way_for(client.version, house)
     session = Session("control", Settings.parse({}, home_dir=config.user_home()))
-    found = await questions.get_status(house, Caller(session, _client(asked), _say_nothing), arguments.NoArguments())
+    found = await questions.get_status(house, Caller(session, client, _say_nothing), arguments.NoArguments())
     return Reply(
         200,
         body=encoded({"api": API, "api_oldest": API_OLDEST, "draining": house.ending.wanted, "daemon": found.result}),

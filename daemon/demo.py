@@ -8,17 +8,15 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from daemon import bridge, client
+from daemon import client, executable
 from daemon.config import Places
 from daemon.errors import NotRunning
 from daemon.version import VERSION
@@ -43,7 +41,9 @@ class StdioClient:
     """The least an MCP client does: starts the program and exchanges JSON-RPC lines. Every wait is bounded."""
 
     def __init__(self, environment: dict[str, str]) -> None:
-        self._process = subprocess.Popen(mcp_command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, cwd="/")
+        self._process = subprocess.Popen(
+            executable.mcp_command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, cwd="/"
+        )
         self._buffer = b""
         self._last_id = 0
 
@@ -191,19 +191,8 @@ def _show_the_log(environment: dict[str, str], places: Places, job_id: str) -> N
     _line(f"      verified: {found.commits} commits, every hash and every link of the chain; head {found.head_hash[:16]}…")
 
 
-def mcp_command() -> list[str]:
-    """What a client has to start, with absolute paths."""
-    if getattr(sys, "frozen", False):
-        return [sys.executable, "mcp"]
-    beside = Path(sys.executable).with_name("imaged")
-    if beside.exists():
-        return [str(beside), "mcp"]
-    found = shutil.which("imaged")
-    return [found, "mcp"] if found else [*bridge.daemon_command()[:-2], "mcp"]
-
-
 def _show_configuration() -> None:
-    command, *arguments = mcp_command()
+    command, *arguments = executable.mcp_command()
     entry = {"mcpServers": {"imaged": {"command": command, "args": arguments, "env": {"OPENAI_API_KEY": "sk-…"}}}}
     _line("\nPut it into Claude Desktop (claude_desktop_config.json), with your key:\n")
     _line(json.dumps(entry, indent=2, ensure_ascii=False))

@@ -10,7 +10,6 @@ Nothing answers it when it is good. Otherwise the daemon says {"imaged": 1, "ref
 import contextlib
 import gc
 import logging
-import math
 import os
 import socket
 import stat
@@ -28,7 +27,7 @@ from daemon.errors import BadConfiguration
 from daemon.house import House
 from daemon.logs import hide
 from daemon.session import Session
-from daemon.version import VERSION
+from daemon.version import VERSION, is_newer
 from eventlog.values import Door
 from tools.failures import UNREADABLE
 
@@ -53,31 +52,6 @@ class _Hello(msgspec.Struct):
 
 class _Refused(Exception):
     pass
-
-
-class Closing:
-    """That a door closes, for whoever would otherwise wait for ever behind it."""
-
-    def __init__(self) -> None:
-        self.begun = False
-        self._waits: set[trio.CancelScope] = set()
-
-    def begin(self) -> None:
-        self.begun = True
-        for wait in self._waits:
-            wait.cancel()
-
-    @contextmanager
-    def ends_a_wait(self, seconds_max: float = math.inf) -> Iterator[trio.CancelScope]:
-        """The body is left when the door closes or the time is up; `cancelled_caught` then says so."""
-        with trio.move_on_after(seconds_max) as wait:
-            self._waits.add(wait)
-            if self.begun:
-                wait.cancel()
-            try:
-                yield wait
-            finally:
-                self._waits.discard(wait)
 
 
 class Lobby:
@@ -174,11 +148,25 @@ async def welcome(stream: trio.SocketStream, house: House) -> None:
         if not is_ours(stream):
             return
         try:
-            hello, rest = await _read_hello(stream)
-            session = _admit(hello, house)
-            await _serve_mcp(stream, rest, session, house)
+            hello, rest = await _read_hello(stream, house)
+            make_way_for(hello.software, house)
+            if not house.ending.wanted:
+                await _serve_mcp(stream, rest, _admit(hello, house), house)
         except _Refused as refused:
-            await _refuse(stream, str(refused))
+            if not house.ending.wanted:
+                await _refuse(stream, str(refused))
+        if house.ending.wanted:  # who is let go without a word, and not before our doors are closed, finds the next daemon
+            await house.closing.wait()
+
+
+def make_way_for(software: str, house: House) -> None:
+    """Somebody of this version has come. If it is newer than ours, the next daemon is to be one of its kind.
+
+    What runs is finished first, because stopping it could cost a picture, and meanwhile everybody is served as before.
+    """
+    if is_newer(software):
+        end = house.ending.make_way if house.has_work() else house.ending.want
+        end(f"imaged {software} takes over")
 
 
 async def _serve_mcp(stream: trio.SocketStream, rest: bytes, session: Session, house: House) -> None:
@@ -195,7 +183,7 @@ async def _serve_mcp(stream: trio.SocketStream, rest: bytes, session: Session, h
     house.sessions += 1
     try:
         with _mute.wait() as wait:
-            rest = rest or await _receive(stream)
+            rest = rest or await _receive(stream, house)
         if wait.cancel_called:
             raise _Refused(f"{SESSIONS_MAX} clients are connected, and this one had not said anything; start it again.")
         await mcp_server.serve(stream, rest, session, house)
@@ -234,7 +222,7 @@ def _peer_uid(connection: trio.socket.SocketType) -> int:
     return int(struct.unpack_from("=II", raw)[1])
 
 
-async def _read_hello(stream: trio.SocketStream) -> tuple[_Hello, bytes]:
+async def _read_hello(stream: trio.SocketStream, house: House) -> tuple[_Hello, bytes]:
     """
     Raises:
         _Refused: it is none of ours, did not come in time, or others came while it was waited for.
@@ -244,7 +232,7 @@ async def _read_hello(stream: trio.SocketStream) -> tuple[_Hello, bytes]:
     data = b""
     with trio.move_on_after(HELLO_SECONDS_MAX), _strangers.wait() as wait:
         while b"\n" not in data and len(data) <= HELLO_BYTES_MAX:
-            piece = await _receive(stream)
+            piece = await _receive(stream, house)
             if not piece:
                 break
             data += piece
@@ -265,12 +253,11 @@ async def _read_hello(stream: trio.SocketStream) -> tuple[_Hello, bytes]:
     return hello, rest
 
 
-async def _receive(stream: trio.SocketStream) -> bytes:
+async def _receive(stream: trio.SocketStream, house: House) -> bytes:
     """Empty: there will be nothing more."""
-    try:
+    with contextlib.suppress(trio.BrokenResourceError), house.closing.ends_a_wait():
         return bytes(await stream.receive_some(HELLO_BYTES_MAX))
-    except trio.BrokenResourceError:
-        return b""
+    return b""
 
 
 def _admit(hello: _Hello, house: House) -> Session:

@@ -303,7 +303,8 @@ async def _wait(house: House, caller: Caller, job_id: JobId) -> Job:
         if job is None:
             raise AssertionError(f"job {job_id} is neither on the board nor in the index")
         now = trio.current_time()
-        if job.state.is_over or now >= give_up_at:
+        begins_no_more = house.closing.begun and job.state is not JobState.RUNNING
+        if job.state.is_over or now >= give_up_at or begins_no_more:
             await house.ledger.durable(job.position)
             return job
         if (job.stage, job.attempts) != told or now >= next_beat:

@@ -8,6 +8,7 @@ from pathlib import Path
 import trio
 
 from daemon.config import Places
+from daemon.ending import Closing, Ending
 from daemon.keyring import Keyring
 from daemon.ledger import Ledger
 from eventlog.history import History
@@ -20,25 +21,6 @@ from tools.errors import FileFailed, Refused
 from tools.files import Store
 
 VETTED_AT_ONCE_MAX = 2  # source pictures decoded at once: one of 50 megapixels takes up to 800 MB for a moment
-
-
-class Ending:
-    """Why the daemon ends, once somebody wants it to."""
-
-    def __init__(self) -> None:
-        self.reason = ""
-        self._wanted = trio.Event()
-
-    @property
-    def wanted(self) -> bool:
-        return self._wanted.is_set()
-
-    def want(self, reason: str) -> None:
-        self.reason = self.reason or reason
-        self._wanted.set()
-
-    async def wait(self) -> None:
-        await self._wanted.wait()
 
 
 class ImportDesk:
@@ -55,7 +37,8 @@ class ImportDesk:
 class House:
     """`sessions` counts the connected clients; `idle_exit_seconds` is what the latest of them asked for.
 
-    `keyed_orders` is held from looking for a job of some key to ordering it.
+    `keyed_orders` is held from looking for a job of some key to ordering it. `closing` begins when nobody listens at the
+    MCP door any more: whoever is let go from then on finds the next daemon.
     """
 
     places: Places
@@ -69,10 +52,15 @@ class House:
     started_at: datetime
     idle_exit_seconds: float
     ending: Ending = field(default_factory=Ending)
+    closing: Closing = field(default_factory=Closing)
     sessions: int = 0
     keyed_orders: trio.Lock = field(default_factory=trio.Lock)
     vetting: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(VETTED_AT_ONCE_MAX))
     desk: ImportDesk = field(default_factory=ImportDesk)
+
+    def has_work(self) -> bool:
+        """Jobs that wait for a key are none."""
+        return any(not job.state.is_over and self.keyring.can_draw(job.account) for job in self.ledger.board)
 
     def original(self, job: Job, image: StoredImage, roots: Sequence[Path] = ()) -> bytes:
         """A picture as it was received. Blocking. Of what was imported the file itself, as long as it is what it was and

@@ -7,8 +7,9 @@ because real clients probe and then fall back.
 
 import base64
 import logging
+import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -104,7 +105,7 @@ _Outgoing = SessionMessage | bytes
 async def serve(
     stream: trio.SocketStream, received: bytes, session: Session, house: House, server: "Server[House] | None" = None
 ) -> None:
-    """One client, until it leaves. `received` is what came behind the first line. Jobs it started go on.
+    """One client, until it leaves or the door closes. `received` is what came behind the first line. Jobs it started go on.
 
     Another `server` than ours is for tests of what carries it.
     """
@@ -141,22 +142,22 @@ class _Wire:
     ) -> None:
         lines = LineReader(LINE_BYTES_MAX)
         async with to_server, to_client:
-            data = received or await self._receive()
+            data = received or await self._receive(house)
             while data:
                 for line in lines.feed(data):
                     await self._take(line, to_server, to_client, house)
-                data = await self._receive()
+                data = await self._receive(house)
             for line in lines.finish():
                 await self._take(line, to_server, to_client, house)
-            with trio.move_on_after(LAST_ANSWERS_SECONDS_MAX):
+            # When it is our door that closes, whoever waits for a picture may do so for as long as it is drawn.
+            with trio.move_on_after(math.inf if house.closing.begun else LAST_ANSWERS_SECONDS_MAX):
                 while self._open:
                     await self._idle.wait()
 
-    async def _receive(self) -> bytes:
-        try:
+    async def _receive(self, house: House) -> bytes:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError), house.closing.ends_a_wait():
             return bytes(await self._stream.receive_some(READ_BYTES))
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            return b""
+        return b""
 
     async def _take(
         self,

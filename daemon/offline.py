@@ -12,7 +12,7 @@ import re
 import textwrap
 import time
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape
@@ -234,7 +234,17 @@ def _colour(seed: bytes, lightness: float) -> tuple[int, int, int]:
 
 @lru_cache(maxsize=16)
 def _font(size_px: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(FONT, max(8, size_px))
+    return ImageFont.truetype(io.BytesIO(_font_file()), max(8, size_px))
+
+
+@cache
+def _font_file() -> bytes:
+    return FONT.read_bytes()
+
+
+def load() -> None:
+    """Reads what is read once. Blocking."""
+    _font_file()
 
 
 def _wrapped(text: str, columns: int) -> list[str]:

@@ -22,7 +22,7 @@ from typing import TypeVar
 import msgspec
 import trio
 
-from daemon import bridge, config, control, decisions, doors, forgetting, readiness, scheduler
+from daemon import bridge, config, control, decisions, doors, executable, forgetting, offline, readiness, scheduler
 from daemon.config import Places
 from daemon.courier import Courier
 from daemon.errors import AlreadyRunning
@@ -35,10 +35,11 @@ from eventlog.errors import LogLocked
 from eventlog.events import ReplyReceived
 from eventlog.history import History
 from eventlog.index import Index
-from eventlog.jobs import Job, JobBoard, Stage
+from eventlog.jobs import Job, Stage
 from eventlog.log import EventLog, Recovery
 from eventlog.segments import MarkNotThere
 from eventlog.values import JobState
+from tools import models, pricing
 from tools.errors import FileFailed
 from tools.files import Store
 
@@ -46,6 +47,7 @@ SHUTDOWN_SECONDS_MAX = 30.0  # for running jobs to end by themselves; most pictu
 IDLE_LOOK_SECONDS = 1.0
 FILES_OPEN_MAX = 4096
 WARM_UP_SECONDS = 5.0
+LAST_ANSWERS_SECONDS_MAX = 3.0  # for what was waited for while the jobs ended; some clients read slowly
 HANDOVER_SECONDS_MAX = 600.0  # twice the longest that a picture takes
 HANDOVER_LOOK_SECONDS = 0.1
 IDLE_SECONDS_MIN = 2.0  # a bridge that has just started us needs a moment to come in
@@ -193,11 +195,12 @@ def _spooled(store: Store, job: Job) -> ReplyReceived | None:
 
 async def _work(house: House, courier: Courier, listener: trio.SocketListener, *, exit_when_idle: bool) -> None:
     worker = Worker(house.ledger, courier, house.keyring, house.store)
-    async with trio.open_nursery() as workers:
+    async with trio.open_nursery() as sessions, trio.open_nursery() as workers:
         async with trio.open_nursery() as open_doors:
-            open_doors.start_soon(scheduler.run, house.ledger, house.keyring, worker, workers)
-            open_doors.start_soon(_serve_clients, house, listener)
+            open_doors.start_soon(_start_jobs, house, worker, workers)
+            open_doors.start_soon(_serve_clients, house, listener, sessions)
             open_doors.start_soon(_warm_up)
+            open_doors.start_soon(_sweep)
             if exit_when_idle:
                 open_doors.start_soon(_leave_when_idle, house)
             readiness.notify(config.process_environment(), readiness.READY)
@@ -206,36 +209,71 @@ async def _work(house: House, courier: Courier, listener: trio.SocketListener, *
             readiness.notify(config.process_environment(), readiness.STOPPING)
             open_doors.cancel_scope.cancel()
         await listener.aclose()  # who comes now starts the next daemon, which waits for us
+        house.closing.begin()
+        house.ledger.wake()  # who waits for a picture that is not begun any more is told so
         with trio.move_on_after(SHUTDOWN_SECONDS_MAX):
             await _wait_until_none_runs(house)
+        sessions.cancel_scope.deadline = trio.current_time() + LAST_ANSWERS_SECONDS_MAX
         workers.cancel_scope.cancel()
 
 
-async def _serve_clients(house: House, listener: trio.SocketListener) -> None:
-    await trio.serve_listeners(partial(doors.welcome, house=house), [listener])
+async def _start_jobs(house: House, worker: Worker, workers: trio.Nursery) -> None:
+    """Until the daemon ends, or makes way: then what runs is finished, and what waits is left to the next daemon."""
+    async with trio.open_nursery() as starting:
+        starting.start_soon(scheduler.run, house.ledger, house.keyring, worker, workers)
+        await house.ending.wait_to_make_way()
+        logger.info("making way as soon as nothing runs", extra={"reason": house.ending.reason})
+        starting.cancel_scope.cancel()
+    with trio.move_on_after(HANDOVER_SECONDS_MAX):
+        await _wait_until_none_runs(house)
+    house.ending.want(house.ending.reason)
+
+
+async def _serve_clients(house: House, listener: trio.SocketListener, sessions: trio.Nursery) -> None:
+    """Sessions outlast the listening, for their last answers."""
+    await trio.serve_listeners(partial(doors.welcome, house=house), [listener], handler_nursery=sessions)
 
 
 async def _warm_up() -> None:
-    """A daemon that was started at login has time; one that a client has started is asked before that."""
+    """A daemon that was started at login has time; one that a client has started is asked before that.
+
+    From then on nothing is read of the program's own files: installers replace them under a daemon that runs.
+    """
     await trio.sleep(WARM_UP_SECONDS)
     await trio.to_thread.run_sync(doors.load_protocol)
+    await trio.to_thread.run_sync(_load_what_is_left)
+    logger.info("everything is loaded")
+
+
+def _load_what_is_left() -> None:
+    """What is read, and what libraries import, when a format or a host's name is first met. Blocks."""
+    import encodings.idna  # noqa: F401
+
+    from PIL import Image, ImageChops, ImageSequence  # noqa: F401
+
+    Image.init()
+    offline.load()
+    models.catalogue()
+    pricing.table()
+
+
+async def _sweep() -> None:
+    """What killed processes of the single-file form have left behind; it may be gigabytes."""
+    for place in await trio.to_thread.run_sync(executable.sweep):
+        logger.info("swept what was left behind", extra={"path": str(place)})
 
 
 async def _leave_when_idle(house: House) -> None:
     """Nobody connected and nothing to do for long enough. Jobs that wait for a key do not keep a daemon alive."""
     quiet_since = trio.current_time()
     while True:
-        busy = house.sessions > 0 or _has_work(house.ledger.board, house.keyring)
+        busy = house.sessions > 0 or house.has_work()
         if busy:
             quiet_since = trio.current_time()
         elif trio.current_time() - quiet_since >= max(IDLE_SECONDS_MIN, house.idle_exit_seconds):
             house.ending.want(f"idle for {house.idle_exit_seconds:g} s")
             return
         await trio.sleep(IDLE_LOOK_SECONDS)
-
-
-def _has_work(board: JobBoard, keyring: Keyring) -> bool:
-    return any(not job.state.is_over and keyring.can_draw(job.account) for job in board)
 
 
 async def _wait_until_none_runs(house: House) -> None:

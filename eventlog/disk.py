@@ -40,12 +40,16 @@ class Disk:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def lock(self, directory: int) -> bool:
-        """Take the one writer's lock for as long as the descriptor is open; False if somebody else has it."""
+        """Take the lock for as long as the descriptor is open; False if somebody else has it, or a share of it."""
         try:
             fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         return True
+
+    def share(self, fd: int) -> None:
+        """Keep others from locking this for as long as the descriptor is open. Blocks while somebody has the lock."""
+        fcntl.flock(fd, fcntl.LOCK_SH)
 
     def names(self, directory: int) -> list[str]:
         return os.listdir(directory)

@@ -5,7 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,19 +23,50 @@ def beside_python(program: str) -> str:
     return found
 
 
+@contextmanager
+def once(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[tuple[Path, bool]]:
+    """A folder for all workers of a run, and whether it is for this one to fill. The others wait until it is."""
+    own = tmp_path_factory.getbasetemp()
+    place = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
+    place.mkdir(exist_ok=True)
+    with (place / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as long as it takes one to fill it, which has a limit of its own
+        filled = place / ".filled"
+        yield place, not filled.exists()
+        filled.touch()
+
+
 @pytest.fixture(scope="session")
 def npm_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the packages of tests/clients/package.json and the scripts beside it. One for all workers of a run."""
-    own = tmp_path_factory.getbasetemp()
-    place = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "npm"
-    place.mkdir(exist_ok=True)
-    installed = place / "installed"
-    with (place / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # as long as one installation takes, which has a limit of its own
-        if not installed.exists():
+    """A folder with the packages of tests/clients/package.json and the scripts beside it."""
+    with once(tmp_path_factory, "npm") as (place, empty):
+        if empty:
             _install(place)
-            installed.touch()
     return place
+
+
+@pytest.fixture(scope="session")
+def frozen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `pyinstaller build.spec` makes: `imaged/`, `imaged-onefile`, bundles; and `imaged-later/`, of a later version."""
+    with once(tmp_path_factory, "frozen") as (place, empty):
+        if empty:
+            _build(place)
+    return place / "dist"
+
+
+def _build(place: Path) -> None:
+    command = [beside_python("pyinstaller"), "--distpath", str(place / "dist"), "--workpath", str(place / "build")]
+    spec = Path(__file__).parent / "frozen" / "two_versions.spec"
+    done = subprocess.run(
+        [*command, "--log-level=WARN", str(spec)],
+        cwd=place,
+        env={**os.environ, "PYTHONHASHSEED": "1", "SOURCE_DATE_EPOCH": "1700000000", "IMAGED_REPOSITORY": ""},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=INSTALL_SECONDS_MAX,
+    )
+    assert done.returncode == 0, f"the program could not be built (it needs objdump and strip):\n{done.stdout.decode()}"
 
 
 def _install(place: Path) -> None:

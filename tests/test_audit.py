@@ -21,6 +21,7 @@ from daemon import auditing, cli, config
 from daemon.auditing import Seal
 from daemon.config import Places
 from daemon.errors import Refused
+from daemon.version import VERSION
 from eventlog import audit
 from eventlog.events import AttemptStarted, WordsForgotten
 from eventlog.history import GenerationQuery, JobQuery
@@ -290,7 +291,8 @@ def test_the_page_holds_every_generation_and_nothing_that_acts_or_comes_from_els
     assert "default-src 'none'" in text and "url(" not in text and "@import" not in text and "http:" not in text
     shown = "".join(page.text)
     assert '<script>alert(1)</script> "&amp; \\u{202e}[2J </article>\n=1+1 逆光' in shown and "\u202e" not in text
-    assert "test" in shown and "tokens" not in shown and "Tokens" in shown and "$" in shown
+    assert f"Asked byimaged {VERSION}" in shown.replace("\n", "")
+    assert "tokens" not in shown and "Tokens" in shown and "$" in shown
     for job in jobs_of(home):
         assert job in shown
     assert KEY not in text and f"as of commit {auditing.seal(home).position}" in shown

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -31,8 +32,8 @@ TOOLS = {
 }
 
 
-async def draw_with_python(home: Path, mode: str) -> None:
-    server = StdioServerParameters(command=IMAGED[0], args=[*IMAGED[1:], "mcp"], env=environment(home), cwd="/")
+async def draw_with_python(home: Path, mode: str, program: Sequence[str] = IMAGED) -> None:
+    server = StdioServerParameters(command=program[0], args=[*program[1:], "mcp"], env=environment(home), cwd="/")
     with trio.fail_after(SECONDS_MAX):
         async with mcp.Client(server, mode=mode) as client:  # type: ignore[arg-type]
             listed = await client.list_tools()

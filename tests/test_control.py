@@ -528,7 +528,7 @@ def test_no_operation_hides_a_path() -> None:
 def test_documents_are_the_same_bytes_in_every_run(house: Program) -> None:
     ask = (
         "import sys, trio; from daemon import control_routes as r; from daemon.control_routes import Asked; "
-        "from daemon.doors import Closing\n"
+        "from daemon.ending import Closing\n"
         "for path in ('/openapi.json', '/v1/operations'):\n"
         "    asked = Asked(path, '', {}, b'', Closing())\n"
         "    sys.stdout.buffer.write(trio.run(r.find('GET', path).answer, None, asked).body)\n"
