@@ -1,8 +1,8 @@
 """What MCP clients start: finds or starts the daemon, hands it the settings, and passes bytes both ways.
 
 Rule: standard library only, `python -I -S` clean, and nothing imported that is not needed: it answers in
-milliseconds. stdout carries what the daemon says and nothing else; trouble is one sentence on stderr. Until the daemon
-has said its first byte, another one may take its place: the client does not learn that the first was just leaving.
+milliseconds. stdout carries MCP and nothing else; trouble is one sentence on stderr. A daemon that ends takes no session
+along: the next one is told how the conversation began, and what was under way is answered (`daemon/conversation.py`).
 """
 
 import errno
@@ -12,7 +12,7 @@ import stat
 import sys
 from _collections_abc import Mapping, Sequence  # all of `collections` takes 2-3 ms, we about 10
 
-from daemon.pump import READ_BYTES, Gone, Refused, Unheard, pump
+from daemon.pump import READ_BYTES, Gone, Refused, pump
 from daemon.version import VERSION
 
 TYPE_CHECKING = False
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from _socket import socket as Socket
 
 EXIT_OK, EXIT_FAILED, EXIT_ALREADY_RUNNING = 0, 1, 75
-START_SECONDS_MAX = 20.0  # a cold start takes 1-2 s; replaying a log after a crash takes longer
-DAEMONS_MAX = 5  # that end before they say a word; the last of them is told of
+START_SECONDS_MAX = 45.0  # a cold start takes 1-2 s; a daemon that ends gives its pictures 30 s before the next one can begin
 TRY_AGAIN_SECONDS = 0.2  # a daemon that has just lost the lock costs half a second of imports; not too often
 ADDRESS_BYTES_MAX = 100  # sun_path holds 104 (macOS) or 108 (Linux)
 STDERR_BYTES_MAX = 1024 * 1024
@@ -64,19 +63,12 @@ def run(environ: Mapping[str, str], command: Sequence[str]) -> None:
     """The whole bridge. `command` starts a daemon that serves the home named by `environ`."""
     settings = with_env_file(environ)
     hello, home = _hello(settings), home_directory(settings)
-    said: bytes | None = b""
-    for _ in range(DAEMONS_MAX):
-        if said is None:
-            break
-        try:
-            return pump(connect(home, settings, command), hello, said, START_SECONDS_MAX)
-        except Unheard as exc:
-            said = exc.said
-        except Gone:
-            break
-        except Refused as exc:
-            raise Trouble(str(exc)) from None
-    raise Trouble("the daemon ended; start the client's server again. Jobs under way are in list_jobs.")
+    try:
+        pump(lambda: connect(home, settings, command), hello, START_SECONDS_MAX)
+    except Gone:
+        raise Trouble("the daemon ended; start the client's server again. Jobs under way are in list_jobs.") from None
+    except Refused as exc:
+        raise Trouble(str(exc)) from None
 
 
 def with_env_file(environ: Mapping[str, str]) -> dict[str, str]:
@@ -271,6 +263,7 @@ def _start(home: str, environ: Mapping[str, str], command: Sequence[str]) -> tup
         if int(name) > 2 and _is_open(int(name)):
             os.set_inheritable(int(name), False)  # what we inherited: a daemon must not keep a client's pipes open
     actions = [(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, null, 1), (os.POSIX_SPAWN_DUP2, stderr, 2)]
+    command = _lasting(command, home)
     clean = _clean({**environ, "IMAGED_HOME": home})
     try:
         return os.posix_spawn(command[0], list(command), clean, file_actions=actions, setsid=True, setsigmask=[]), begins
@@ -279,6 +272,21 @@ def _start(home: str, environ: Mapping[str, str], command: Sequence[str]) -> tup
     finally:
         os.close(stderr)
         os.close(null)
+
+
+def _lasting(command: Sequence[str], home: str) -> Sequence[str]:
+    """What the single file has unpacked goes away with us; its daemon runs from where the program stays."""
+    if not hasattr(sys, "_MEIPASS"):
+        return command
+    from pathlib import Path
+
+    from daemon import executable
+
+    try:
+        executable.keep(Path(home))
+    except OSError as exc:
+        raise Trouble(f"the program could not be unpacked into {home}/programs: {exc.strerror}.") from None
+    return executable.lasting(command, Path(home))
 
 
 def _clean(environ: Mapping[str, str]) -> dict[str, str]:

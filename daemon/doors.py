@@ -4,7 +4,9 @@ At mcp.sock the first line of every connection is ours, before any protocol (con
 
     {"imaged": 1, "software": "0.1.0", "door": "mcp", "settings": {"OPENAI_API_KEY": "…", …}}
 
-Nothing answers it when it is good. Otherwise the daemon says {"imaged": 1, "refused": "<sentence>"} and closes.
+Nothing answers it when it is good. Otherwise the daemon says {"imaged": 1, "refused": "<sentence>"} and closes; or, when it
+is about to end and has not listened to what may have followed, {"imaged": 1, "leaving": true}. To a newer version that is
+served meanwhile it says {"imaged": 1, "makes_way": true} before all else: that one is to start the next daemon.
 """
 
 import contextlib
@@ -37,7 +39,7 @@ STRANGERS_MAX = 128  # connections without their first line; a bridge needs mill
 HELLO_BYTES_MAX = 256 * 1024
 HELLO_SECONDS_MAX = 10.0
 SESSIONS_MAX = 200  # a machine has tens of clients; a runaway one stops here
-REFUSAL_SECONDS_MAX = 5.0
+WORDS_SECONDS_MAX = 5.0
 DOOR_CHARACTERS_SHOWN_MAX = 32
 
 logger = logging.getLogger(__name__)
@@ -151,12 +153,16 @@ async def welcome(stream: trio.SocketStream, house: House) -> None:
             hello, rest = await _read_hello(stream, house)
             make_way_for(hello.software, house)
             if not house.ending.wanted:
+                if is_newer(hello.software):
+                    await _say(stream, {"imaged": 1, "makes_way": True})
                 await _serve_mcp(stream, rest, _admit(hello, house), house)
+                return
         except _Refused as refused:
             if not house.ending.wanted:
-                await _refuse(stream, str(refused))
-        if house.ending.wanted:  # who is let go without a word, and not before our doors are closed, finds the next daemon
-            await house.closing.wait()
+                await _say(stream, {"imaged": 1, "refused": str(refused)})
+                return
+        await house.closing.wait()  # not before nobody listens here any more: who is let go must find the next daemon
+        await _say(stream, {"imaged": 1, "leaving": True})
 
 
 def make_way_for(software: str, house: House) -> None:
@@ -282,9 +288,10 @@ def admit(given: Mapping[str, str], door: Door, house: House) -> Session:
     return Session(door=door, settings=settings)
 
 
-async def _refuse(stream: trio.SocketStream, sentence: str) -> None:
-    with trio.move_on_after(REFUSAL_SECONDS_MAX):
+async def _say(stream: trio.SocketStream, words: Mapping[str, object]) -> None:
+    """To a client that is not served. Bounded."""
+    with trio.move_on_after(WORDS_SECONDS_MAX):
         try:
-            await stream.send_all(msgspec.json.encode({"imaged": 1, "refused": sentence}) + b"\n")
+            await stream.send_all(msgspec.json.encode(words) + b"\n")
         except trio.BrokenResourceError:
-            logger.info("a refused client left before it was told why")
+            logger.info("a client that is not served left before it was told why")

@@ -40,7 +40,12 @@ def hold() -> None:
     """Marks the place where this process was unpacked as in use, for as long as it lives."""
     place = unpacked()
     if place is not None and not _held:
-        _held.append(os.open(place / CARRIED, os.O_RDONLY | os.O_CLOEXEC))
+        taken = [os.open(place / CARRIED, os.O_RDONLY | os.O_CLOEXEC)]
+        while taken[-1] <= 2:
+            taken.append(os.dup(taken[-1]))
+        _held.append(taken.pop())
+        for descriptor in taken:  # of stdin, stdout or stderr, which are closed, and must not seem open
+            os.close(descriptor)
         Disk().share(_held[0])
 
 

@@ -147,16 +147,22 @@ class _Wire:
                 for line in lines.feed(data):
                     await self._take(line, to_server, to_client, house)
                 data = await self._receive(house)
-            for line in lines.finish():
-                await self._take(line, to_server, to_client, house)
+            if not house.closing.begun:  # otherwise the next daemon is told the whole of it
+                for line in lines.finish():
+                    await self._take(line, to_server, to_client, house)
             # When it is our door that closes, whoever waits for a picture may do so for as long as it is drawn.
             with trio.move_on_after(math.inf if house.closing.begun else LAST_ANSWERS_SECONDS_MAX):
                 while self._open:
                     await self._idle.wait()
 
     async def _receive(self, house: House) -> bytes:
-        with suppress(trio.BrokenResourceError, trio.ClosedResourceError), house.closing.ends_a_wait():
-            return bytes(await self._stream.receive_some(READ_BYTES))
+        """Empty: there is nothing more. When the door closes, what was sent before is still taken, and later words fail."""
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            with house.closing.ends_a_wait() as wait:
+                return bytes(await self._stream.receive_some(READ_BYTES))
+            if wait.cancelled_caught:
+                self._stream.socket.shutdown(trio.socket.SHUT_RD)
+                return bytes(await self._stream.receive_some(READ_BYTES))
         return b""
 
     async def _take(

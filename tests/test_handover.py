@@ -4,9 +4,10 @@ import os
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 from daemon import client
-from eventlog.events import DaemonStarted, JobCompleted, JobInterrupted
+from eventlog.events import AttemptStarted, DaemonStarted, JobCompleted, JobInterrupted, JobRequested
 from tests.program import SECONDS_MAX, Program, Stdio, environment, running, wait_until
 
 
@@ -44,3 +45,51 @@ def test_who_comes_while_a_daemon_ends_is_served_by_the_next_one_and_the_job_is_
         assert sum(isinstance(fact, DaemonStarted) for fact in facts) == 2
         assert any(isinstance(fact, JobCompleted) for fact in facts)
         assert not any(isinstance(fact, JobInterrupted) for fact in facts)
+
+
+def facts(program: Program, *kinds: type) -> list[Any]:
+    return [event for commit in program.log() for event in commit.events if isinstance(event, kinds)]
+
+
+def test_a_session_outlives_a_daemon_that_is_killed_and_nothing_is_ordered_twice(tmp_path: Path) -> None:
+    slowly = {"IMAGED_OFFLINE_SECONDS": "5"}
+    with running(tmp_path, **slowly) as program, Stdio(environment(tmp_path)) as client, Stdio(environment(tmp_path)) as modern:
+        meta = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
+        client.initialize()
+        assert modern.answer(modern.request("tools/list", {"_meta": meta}))["result"]["resultType"] == "complete"
+        waiting = client.request("tools/call", {"name": "generate_image", "arguments": {"prompt": "a fox"}})
+        also = modern.request("tools/call", {"name": "generate_image", "arguments": {"prompt": "a hare"}, "_meta": meta})
+        wait_until(lambda: len(facts(program, AttemptStarted)) == 2, "both pictures to be drawn")
+        program.kill()
+        try:
+            for asker, request in ((client, waiting), (modern, also)):
+                result = asker.answer(request)["result"]
+                assert result["isError"] and "list_jobs" in result["content"][0]["text"]
+            assert client.call("list_jobs")["structuredContent"]["total"] == 2
+            listed = modern.request("tools/call", {"name": "list_jobs", "arguments": {"status": "interrupted"}, "_meta": meta})
+            assert modern.answer(listed)["result"]["structuredContent"]["total"] == 2
+            assert len(facts(program, JobRequested)) == len(facts(program, AttemptStarted)) == 2
+            assert len(facts(program, DaemonStarted)) == 2
+        finally:
+            end_the_other(program)
+
+
+def test_a_first_call_that_a_killed_daemon_had_heard_is_not_made_again(tmp_path: Path) -> None:
+    """Clients of 2026-07-28 may begin with a call, and nothing has been said to them when the daemon goes."""
+    meta = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
+    with running(tmp_path, IMAGED_OFFLINE_SECONDS="5") as program, Stdio(environment(tmp_path)) as client:
+        waiting = client.request("tools/call", {"name": "generate_image", "arguments": {"prompt": "a fox"}, "_meta": meta})
+        wait_until(lambda: facts(program, AttemptStarted), "the picture to be drawn")
+        program.kill()
+        assert client.answer(waiting)["result"]["isError"]
+        assert len(facts(program, JobRequested)) == 1 and program.places.run.exists()
+
+
+def test_a_client_that_says_nothing_starts_no_daemon_in_the_place_of_one_that_was_stopped(tmp_path: Path) -> None:
+    with running(tmp_path) as program, Stdio(environment(tmp_path)) as client:
+        client.initialize()
+        program.ask("stop_daemon")
+        assert program.wait_for_end() == 0
+        with running(tmp_path) as after:  # it would be refused if another one served this home
+            assert client.call("list_jobs")["structuredContent"]["total"] == 0
+            assert after.ask("get_status")["result"]["pid"] == after.pid

@@ -44,10 +44,10 @@ def order(program: Program) -> str:
     return job_id
 
 
-def test_an_idle_daemon_makes_way_at_once_and_without_a_word(tmp_path: Path) -> None:
+def test_an_idle_daemon_makes_way_at_once_and_says_that_it_has_not_listened(tmp_path: Path) -> None:
     with running(tmp_path) as program:
         with connected(program, "999.0.0") as connection:
-            assert connection.recv(100) == b""
+            assert json.loads(connection.recv(100)) == {"imaged": 1, "leaving": True} and connection.recv(100) == b""
             assert bridge.try_to_connect(str(program.places.home)) is None, "who comes now must find the next daemon"
         assert program.wait_for_end() == 0
         (stopped,) = facts(program, DaemonStopped)
@@ -72,7 +72,9 @@ def test_what_is_drawn_is_finished_and_what_waits_is_left_to_the_next_daemon(tmp
         for_the_first = client.request("tools/call", {"name": "get_job_result", "arguments": {"job_id": drawn}})
         client.answer(for_the_first)
         with connected(program, "999.0.0") as connection:
-            assert b'"serverInfo"' in connection.recv(100_000), "it is served while the picture is drawn"
+            said = connection.makefile("rb")
+            assert json.loads(said.readline()) == {"imaged": 1, "makes_way": True}
+            assert b'"serverInfo"' in said.readline(), "it is served while the picture is drawn"
             left = order(program)
             told = client.answer(waiting)["result"]
             assert not told.get("isError") and told["structuredContent"]["state"] == "pending"

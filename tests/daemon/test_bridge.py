@@ -115,7 +115,7 @@ def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
 
 
 def test_twenty_megabytes_pass_both_ways_without_losing_a_byte(daemon: FakeDaemon, tmp_path: Path) -> None:
-    up, down = os.urandom(20_000_000), os.urandom(20_000_000).replace(b"{", b"[")
+    up, down = os.urandom(20_000_000), os.urandom(20_000_000).replace(b"{", b"[") + b"\n"
     with bridged(tmp_path) as process:
         connection, _ = daemon.accept()
         assert process.stdin and process.stdout
@@ -214,40 +214,69 @@ def test_a_first_answer_passes_unchanged_even_byte_by_byte(daemon: FakeDaemon, t
         assert process.stdout and process.stdout.read(len(answer)) == answer
 
 
-def test_a_daemon_that_goes_is_told_and_ends_the_bridge(daemon: FakeDaemon, tmp_path: Path) -> None:
-    with bridged(tmp_path) as process:
-        connection, _ = daemon.accept()
-        connection.sendall(b'{"jsonrpc":"2.0"}\n')
-        assert received(process, 18) == b'{"jsonrpc":"2.0"}\n'
-        connection.close()
-        status, text = said(process)
-        assert status == 1 and "the daemon ended" in text
+INITIALIZE = b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}\n'
+LEAVING = b'{"imaged":1,"leaving":true}\n'
+
+
+def ask(process: subprocess.Popen[bytes], words: bytes) -> None:
+    assert process.stdin
+    process.stdin.write(words)
+    process.stdin.flush()
+
+
+def heard(connection: socket.socket, expected: bytes) -> None:
+    """Exactly this, and nothing more for now."""
+    got = b""
+    while len(got) < len(expected):
+        piece = connection.recv(len(expected) - len(got))
+        assert piece, got
+        got += piece
+    assert got == expected
 
 
 @pytest.mark.parametrize("leaves", [True, False])
 def test_what_a_leaving_daemon_did_not_hear_is_told_to_the_next_one(leaves: bool, daemon: FakeDaemon, tmp_path: Path) -> None:
+    words = b'{"jsonrpc":"2.0","id":1,"method":"tools/call"}\nno JSON\n'
     with bridged(tmp_path) as process:
-        assert process.stdin and process.stdout
-        process.stdin.write(b"question\n")
-        process.stdin.flush()
+        ask(process, words)
         if leaves:
+            assert process.stdin
             process.stdin.close()
-        for heard in (b"", b"question\n"):  # before it took a word, and after it took all of them
+        for listens in (False, True):  # before it took a word, and after it took all of them
             connection, hello = daemon.accept()
-            assert hello["imaged"] == 1 and connection.recv(len(heard)) == heard
+            assert hello["imaged"] == 1
+            if listens:
+                heard(connection, words)
+            connection.sendall(LEAVING)
             connection.close()
         connection, _ = daemon.accept()
-        assert connection.recv(100) == b"question\n"
+        heard(connection, words)
         connection.sendall(b'{"answer":1}\n')
         assert received(process, 13) == b'{"answer":1}\n'
 
 
-def test_daemons_that_end_one_after_the_other_without_a_word_are_told(daemon: FakeDaemon, tmp_path: Path) -> None:
+def test_a_daemon_that_makes_way_for_us_is_followed_at_once(daemon: FakeDaemon, tmp_path: Path) -> None:
     with bridged(tmp_path) as process:
-        for _ in range(bridge.DAEMONS_MAX):
-            daemon.accept()[0].close()
-        status, text = said(process)
-        assert status == 1 and "the daemon ended" in text
+        connection, _ = daemon.accept()
+        connection.sendall(b'{"imaged":1,"makes_way":true}\n{"answer":1}\n')
+        assert received(process, 13) == b'{"answer":1}\n'
+        connection.close()
+        connection, _ = daemon.accept()  # although the client has not said a word
+        connection.sendall(b'{"answer":2}\n')
+        assert received(process, 13) == b'{"answer":2}\n'
+
+
+def test_daemons_that_end_one_after_the_other_without_a_word_are_told(daemon: FakeDaemon, tmp_path: Path) -> None:
+    for last_words in (b"", LEAVING):
+        with bridged(tmp_path) as process:
+            ask(process, INITIALIZE)
+            for _ in range(pump.DAEMONS_MAX):
+                connection, _ = daemon.accept()
+                heard(connection, INITIALIZE)
+                connection.sendall(last_words)
+                connection.close()
+            status, text = said(process)
+            assert status == 1 and "the daemon ended" in text
 
 
 def test_more_than_can_be_kept_is_never_told_twice_by_half(daemon: FakeDaemon, tmp_path: Path) -> None:
@@ -361,8 +390,7 @@ def test_a_daemon_is_started_apart_from_us_and_without_our_secrets(tmp_path: Pat
     }
     with bridged(tmp_path, command, cwd=hostile, **secrets) as process:
         assert process.stdout
-        assert select.select([process.stdout], [], [], SECONDS_MAX)[0]
-        assert process.stdout.read() == b'{"hello":"client"}\n', said(process)
+        assert received(process, 19) == b'{"hello":"client"}\n'
     home = tmp_path / "imaged"
     environment = eval((home / "environ").read_text())
     assert set(secrets) & set(environment) == {"HTTPS_PROXY"}
@@ -392,7 +420,7 @@ def test_nothing_is_imported_that_a_bridge_does_not_need() -> None:
     )
     more = set(done.stdout.decode().split()) - set(bare.stdout.decode().split())
     allowed = {"collections", "collections.abc", "errno", "select", "stat", "types", "daemon", "daemon.bridge", "daemon.version"}
-    allowed.add("daemon.pump")
+    allowed |= {"daemon.pump", "daemon.conversation"}
     allowed |= {
         "os",
         "os.path",
@@ -424,10 +452,11 @@ def test_a_refusal_is_told_even_to_a_client_that_goes_on_talking(daemon: FakeDae
 def test_a_daemon_that_goes_during_the_first_line_is_told(daemon: FakeDaemon, tmp_path: Path) -> None:
     large = {f"IMAGED_{number}": "x" * 100_000 for number in range(8)}  # more than the socket takes at once
     with bridged(tmp_path, **large) as process:
+        ask(process, INITIALIZE)
         connection, _ = daemon.listener.accept()
         connection.recv(1)
         connection.close()
-        for _ in range(bridge.DAEMONS_MAX - 1):
+        for _ in range(pump.DAEMONS_MAX - 1):
             daemon.listener.accept()[0].close()
         status, text = said(process)
         assert status == 1 and "the daemon ended" in text
@@ -478,9 +507,9 @@ def test_a_client_that_reads_nothing_is_still_heard(daemon: FakeDaemon, tmp_path
     with bridged(tmp_path) as process:
         connection, _ = daemon.accept()
         assert process.stdin and process.stdout
-        connection.sendall(b"y" * 10_000)  # takes a part of the pipe, so that the next large write would not fit
+        connection.sendall(b"y" * 9_999 + b"\n")  # takes a part of the pipe, so that the next large write would not fit
         assert received(process, 1) == b"y"
-        connection.sendall(b"y" * 200_000)
+        connection.sendall(b"y" * 199_999 + b"\n")
         process.stdin.write(b"question\n")
         process.stdin.flush()
         assert connection.recv(100) == b"question\n"
@@ -510,7 +539,7 @@ def test_a_daemon_that_is_still_starting_may_answer_a_client_that_has_said_all(d
 
 
 def test_stdin_and_stdout_may_be_files(daemon: FakeDaemon, tmp_path: Path) -> None:
-    question, answer = os.urandom(300_000), os.urandom(300_000).replace(b"{", b"[")
+    question, answer = os.urandom(300_000), os.urandom(300_000).replace(b"{", b"[") + b"\n"
     (tmp_path / "in").write_bytes(question)
     with (tmp_path / "in").open("rb") as stdin, (tmp_path / "out").open("wb") as stdout:
         environment = {"HOME": str(tmp_path), "IMAGED_HOME": str(tmp_path / "imaged")}
@@ -586,8 +615,11 @@ def test_many_bridges_at_once_find_one_daemon(tmp_path: Path) -> None:
         pids += {greeting(process) for process in bridges}
         assert len(pids) == 1
         os.kill(pids[0], signal.SIGKILL)
+        (tmp_path / "imaged" / "lock").rmdir()
         for process in bridges:
-            assert said(process)[0] == 1
+            ask(process, INITIALIZE)
+        pids += {greeting(process) for process in bridges}
+        assert len(pids) == 2, "all of them find the next one, too"
 
 
 LOSES_ONCE = (
@@ -857,9 +889,13 @@ def test_a_whole_session_with_a_running_daemon_imports_next_to_nothing(daemon: F
     pipe = subprocess.PIPE
     with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe) as process:
         connection, _ = daemon.accept()
-        connection.sendall(b"hello\n")
+        assert process.stdin and process.stderr
+        process.stdin.write(INITIALIZE)
+        process.stdin.flush()
+        heard(connection, INITIALIZE)
+        connection.sendall(b'{"jsonrpc":"2.0","id":1,"result":{}}\n')
         connection.close()
-        assert process.stderr
+        process.stdin.close()
         told = process.stderr.read().decode()
     imported = {line.rpartition("|")[2].strip() for line in told.splitlines() if line.startswith("import time:")}
     assert "daemon.bridge" in imported

@@ -129,6 +129,22 @@ def test_a_running_single_file_holds_its_own_place(running: Path) -> None:
     os.close(executable._held[0])
 
 
+def test_what_is_held_never_takes_the_place_of_a_closed_stdin(running: Path) -> None:
+    stdin = os.dup(0)
+    os.close(0)
+    try:
+        executable.hold()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(0)
+    finally:
+        os.dup2(stdin, 0)
+        os.close(stdin)
+    mark = os.open(running / CARRIED, os.O_RDONLY)
+    assert executable._held[0] > 2 and not Disk().lock(mark)
+    os.close(mark)
+    os.close(executable._held[0])
+
+
 def younger(place: Path) -> None:
     os.utime(place, (time.time() - 30,) * 2)
 
