@@ -15,7 +15,7 @@ from typing import Annotated, NamedTuple
 import trio
 from msgspec import Meta
 
-from daemon import decisions, questions, results
+from daemon import decisions, drawing, questions, results
 from daemon.arguments import Arguments
 from daemon.errors import Refused
 from daemon.house import House
@@ -60,6 +60,8 @@ class Removed(NamedTuple):
     kept: tuple[str, ...]
 
 
+# The last is what a batch file's nameless pictures get, without its number.
+NAMES_GIVEN = frozenset({*drawing.DEFAULT_NAMES.values(), "batch.png"})
 NOTHING_REMOVED = Removed(0, (), ())
 
 
@@ -68,7 +70,7 @@ async def forget(house: House, caller: Caller, asked: Forget) -> Answer:
     job = await questions.find(house, asked.uuid, "uuid")
     decisions.insist_on_over(job)
     await house.ledger.durable(house.ledger.position)  # requests ride along unhurried, and may repeat the words
-    found = await trio.to_thread.run_sync(partial(find, house.places.events, {job.id}))
+    found = await trio.to_thread.run_sync(partial(find, house.places.events, {job.id}, given=NAMES_GIVEN))
     wanted = WordsForgotten(job=job.id, positions=tuple(line.position for line in found.lines), files=asked.files)
     new = bool(found.lines) or job.forgotten_at is None
     # Shielded: a forgotten word stays readable until all of it is done. Bounded by writing the index and some segments.
@@ -92,7 +94,7 @@ async def finish(house: House) -> None:
         return
     jobs = {event.job for event in unfinished}
     recorded = {position for event in unfinished for position in event.positions}
-    found = await trio.to_thread.run_sync(partial(find, house.places.events, jobs))
+    found = await trio.to_thread.run_sync(partial(find, house.places.events, jobs, given=NAMES_GIVEN))
     found = found._replace(lines=tuple(line for line in found.lines if line.position in recorded))
     try:
         removed = await _carry_out(house, found, {event.job for event in unfinished if event.files})

@@ -2,9 +2,24 @@
 
 Rule: this only reads. Words that are forgotten stand outside the hash chain, so that `EventLog.forget` can put
 spaces in their place; the facts themselves - models, sizes, money, digests, times - stay for ever.
+
+All that a job's own commits say goes with it. Of requests that ordered nothing - refused ones, questions, searches -
+goes what tells of the job, and nothing that another person may need for another reason:
+
+- Whoever repeated its prompt, the name of one of its files or its idempotency key: anywhere in an argument if that is
+  so long (`TELLING_BYTES_MIN`) that it does not stand there by chance. Shorter ones have to be the whole argument, or
+  one whole component of a path, and not where only a choice or a figure can stand: a prompt "e" is in every sentence,
+  and a picture "low.png" has nothing to do with a quality.
+- Whoever searched for a part of its prompt that no generation which stays has in its own: that would tell what was
+  drawn. The others tell as much of those, and go with the last of them.
+
+Names that the program gives by itself, and the ids of generations, are nobody's words. Case, width and the space
+between words do not matter.
 """
 
-from collections.abc import Collection, Iterator
+import contextlib
+import re
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
@@ -25,7 +40,20 @@ from eventlog.events import (
 from eventlog.index import folded
 from eventlog.jobs import Job, JobBoard
 from eventlog.segments import Located, Mark, read_log
-from eventlog.values import JobId, Sha256, Words
+from eventlog.values import JobId, Position, Sha256, Words
+
+TELLING_BYTES_MIN = 16  # three words, or six characters of Japanese; few single words are so long
+SEARCH_BYTES_MIN = 3  # one character of Japanese tells something, one or two letters are in every prompt
+NO_WORDS = frozenset(  # arguments that take choices and figures only
+    (
+        *("background", "input_fidelity", "moderation", "output_format", "quality", "qualities", "size", "tool_name"),
+        *("model", "models", "by", "outcome", "status", "since", "until", "after", "limit", "offset", "n", "wait_seconds"),
+        *("amount_usd", "files", "include_thumbnail", "output_compression", "return_base64", "sample_count"),
+        *("transparent_background", "job_id", "job_ids", "uuid"),
+    )
+)
+_GENERATION = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}(/[0-9]+)?")
+_NUMBER = re.compile(r"_[0-9]+$")
 
 
 class Traces(NamedTuple):
@@ -43,53 +71,86 @@ class Traces(NamedTuple):
 
 
 class _Texts(NamedTuple):
-    """What only somebody who knows the jobs' words can have written. `prompts` are folded, as searches are."""
+    """What only somebody who knows the jobs' words can have written: prompts, keys and, apart, the names of files."""
 
-    anywhere: frozenset[str]
-    prompts: frozenset[str]
+    said: frozenset[str]
+    names: frozenset[str]
+    telling: frozenset[str]
 
     def are_in(self, words: Words) -> bool:
-        for name, raw in words.arguments.items():
-            for said in _strings(msgspec.json.decode(raw)):
-                if any(text in said for text in self.anywhere):
+        for argument, raw in words.arguments.items():
+            for value in map(_plain, _strings(msgspec.json.decode(raw))):
+                if any(text in value for text in self.telling):
                     return True
-                if name == "query" and any(folded(said) in prompt for prompt in self.prompts):
+                if argument not in NO_WORDS and (value in self.said or not self.names.isdisjoint(value.split("/"))):
                     return True
         return False
 
 
-def find(directory: Path, jobs: Collection[JobId], disk: Disk | None = None) -> Traces:
+class _Reading:
+    """The first look: what the jobs themselves have said, and what has ever been searched for or is to be gone."""
+
+    def __init__(self, jobs: Collection[JobId]) -> None:
+        self.jobs = jobs
+        self.board = JobBoard()
+        self.lines: list[Mark] = []
+        self.blobs: set[Sha256] = set()
+        self.attempts: list[str] = []
+        self.keys: set[str] = set()
+        self.queries: set[str] = set()
+        self.forgotten = set(jobs)
+        self.recorded: set[Position] = set()  # that a fact says are forgotten; a crash may have left them standing
+
+    def read(self, located: Located) -> None:
+        commit = located.commit
+        for event in commit.events:
+            if isinstance(event, WordsForgotten):
+                self.forgotten.add(event.job)
+                self.recorded |= set(event.positions) if event.job in self.jobs else set()
+        if commit.words is not None and _only_asks(located):
+            self.queries.add(_query_in(commit.words))
+        own = tuple(event for event in commit.events if isinstance(event, JobEvent) and event.job in self.jobs)
+        if not own:
+            return
+        self.board.apply(msgspec.structs.replace(commit, events=own))
+        self.blobs |= {digest for event in own for digest in stored_by(event)}
+        self.attempts += [event.client_request_id for event in own if isinstance(event, AttemptStarted)]
+        if commit.words is not None:
+            self.lines.append(located.mark)
+            self.keys |= set(_strings(msgspec.json.decode(commit.words.arguments.get("idempotency_key", b'""'))))
+
+
+def find(directory: Path, jobs: Collection[JobId], disk: Disk | None = None, *, given: Collection[str] = ()) -> Traces:
     """Reads the whole log twice, without a lock: what repeats a job's words may stand before it, and behind.
 
-    A request that repeats a prompt, the name of one of the files or a key, or looked for a text that the prompt holds,
-    is one of the lines. One that only names a job's id is not: every fact of the job names it, and stays.
+    `given` are file names that the program gives by itself; numbers behind them, and extensions, do not matter. What a
+    fact already says is forgotten of these jobs is among the lines for as long as its words stand.
 
     Raises:
         LogCorrupt, LogTooNew
     """
-    lines, blobs, attempts, texts, forgotten = [], set[Sha256](), [], set[str](), set[JobId](jobs)
-    board = JobBoard()
-    for commit, mark, _ in read_log(directory, None, disk):
-        forgotten |= {event.job for event in commit.events if isinstance(event, WordsForgotten)}
-        own = tuple(event for event in commit.events if isinstance(event, JobEvent) and event.job in jobs)
-        if not own:
-            continue
-        board.apply(msgspec.structs.replace(commit, events=own))
-        blobs |= {digest for event in own for digest in stored_by(event)}
-        attempts += [event.client_request_id for event in own if isinstance(event, AttemptStarted)]
-        if commit.words is not None:
-            lines.append(mark)
-            texts |= _key_in(commit.words)
-    found = tuple(board)
-    spoken = _Texts(frozenset(texts | _names(found)), frozenset(folded(job.prompt) for job in found if job.prompt))
-    shared = set()
+    first = _Reading(jobs)
     for located in read_log(directory, None, disk):
-        for event in located.commit.events:
-            if isinstance(event, JobEvent) and event.job not in forgotten:
-                shared |= blobs.intersection(stored_by(event))
-        if _only_asks(located) and spoken.are_in(located.commit.words or Words(salt="")):
-            lines.append(located.mark)
-    return Traces(found, tuple(sorted(lines)), frozenset(blobs - shared), frozenset(shared), tuple(attempts))
+        first.read(located)
+    found = tuple(first.board)
+    prompts = [job.prompt for job in found if job.prompt]
+    texts = _texts([*prompts, *first.keys], _names(found, given))
+    searches = {query for query in first.queries if query and any(query in folded(prompt) for prompt in prompts)}
+    lines, searched, shared = set(first.lines), list[tuple[Mark, str]](), set[Sha256]()
+    for located in read_log(directory, None, disk):
+        words, standing = located.commit.words, _others(located, first.forgotten)
+        shared |= {digest for event in standing for digest in stored_by(event)} & first.blobs
+        if words is None:
+            continue
+        if standing and words.prompt is not None:
+            searches -= _parts_of(words.prompt, searches)
+        if located.mark.position in first.recorded or (_only_asks(located) and texts.are_in(words)):
+            lines.add(located.mark)
+        elif _only_asks(located):
+            searched.append((located.mark, _query_in(words)))
+    lines |= {mark for mark, query in searched if query in searches}
+    blobs = frozenset(first.blobs)
+    return Traces(found, tuple(sorted(lines)), blobs - shared, frozenset(shared), tuple(first.attempts))
 
 
 def stored_by(event: Event) -> Iterator[Sha256]:
@@ -109,26 +170,55 @@ def _only_asks(located: Located) -> bool:
     return all(isinstance(event, RequestReceived) for event in located.commit.events)
 
 
-def _names(jobs: Collection[Job]) -> set[str]:
-    names: set[str] = set()
+def _others(located: Located, forgotten: Collection[JobId]) -> tuple[Event, ...]:
+    return tuple(event for event in located.commit.events if isinstance(event, JobEvent) and event.job not in forgotten)
+
+
+def _parts_of(prompt: str, searches: Collection[str]) -> set[str]:
+    whole = folded(prompt) if searches else ""
+    return {query for query in searches if query in whole}
+
+
+def _query_in(words: Words) -> str:
+    """What was searched for, as searches compare it. Empty: nothing, or so little that every prompt has it."""
+    query = msgspec.json.decode(words.arguments.get("query", b'""'))
+    text = folded(query) if isinstance(query, str) else ""
+    return text if len(text.strip().encode()) >= SEARCH_BYTES_MIN else ""
+
+
+def _texts(said: Iterable[str], names: Iterable[str]) -> _Texts:
+    plain, parts = _all_plain(said), _all_plain(names)
+    return _Texts(plain, parts, frozenset(text for text in plain | parts if len(text.encode()) >= TELLING_BYTES_MIN))
+
+
+def _names(jobs: Collection[Job], given: Collection[str]) -> set[str]:
+    paths = [path for job in jobs for image in job.images for path in (image.path, image.sidecar)]
     for job in jobs:
-        paths = [path for image in job.images for path in (image.path, image.sidecar)]
-        paths += [job.output_path, *job.missing, *job.source_names]
-        names |= {PurePath(path).name for path in paths if path} | {job.prompt or ""}
-    return names - {""}
+        paths += [job.output_path, *job.missing, *(name for name in job.source_names if not _GENERATION.fullmatch(name))]
+    names = {PurePath(path).name for path in paths if path}
+    stems = {PurePath(name).stem for name in given}
+    return {name for name in names if _NUMBER.sub("", PurePath(name.removesuffix(".xmp")).stem) not in stems}
 
 
-def _key_in(words: Words) -> set[str]:
-    return set(_strings(msgspec.json.decode(words.arguments.get("idempotency_key", b'""')))) - {""}
+def _plain(text: str) -> str:
+    return " ".join(folded(text).split())
+
+
+def _all_plain(texts: Iterable[str]) -> frozenset[str]:
+    return frozenset(map(_plain, texts)) - {""}
 
 
 def _strings(value: object) -> Iterator[str]:
-    match value:
-        case str():
-            yield value
-        case dict():
-            for item in value.values():
-                yield from _strings(item)
-        case list():
-            for item in value:
-                yield from _strings(item)
+    """Also those of lists and objects that a client has sent as JSON text. Without recursion: that may be nested deeply."""
+    left = [value]
+    while left:
+        match left.pop():
+            case str() as text:
+                yield text
+                if text.lstrip()[:1] in ("[", "{"):
+                    with contextlib.suppress(msgspec.DecodeError, UnicodeError, RecursionError):
+                        left.append(msgspec.json.decode(text))
+            case dict() as fields:
+                left += fields.values()
+            case list() as items:
+                left += items

@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 
 from daemon import cli
+from daemon.arguments import schema
 from daemon.errors import NotRunning
+from daemon.operations import OPERATIONS
 from eventlog.audit import verify
 from eventlog.disk import Disk
+from eventlog.forgetting import NO_WORDS
 from eventlog.index import Index, folded
 from eventlog.log import EventLog
 from eventlog.values import JobId
@@ -25,6 +28,7 @@ from tests.program import Program, running
 from tests.standin import Request, StandIn
 from tests.tools.pictures_for_tests import picture
 
+WORDS = {"prompt", "query", "idempotency_key", "output_path", "image_path", "directory", "path", "reference_images", "style"}
 MARKER = "Quittenkompott-8f2c"
 KEY = "sk-test-canary-0123456789"
 ROOT = Path(__file__).resolve().parent.parent
@@ -143,10 +147,25 @@ def test_a_source_that_another_generation_started_from_is_kept_for_it(program: t
         for text in ("one", "two")
     ]
     source = made[0]["sources"][0]["sha256"]
+    assert "result" in house.ask("get_metadata_from_image", image_path="edited_image.png")
+    house.ask("list_history", query="e")
     first = house.ask("forget", uuid=made[0]["job_id"])["result"]
     assert source in stored(house) and any(source in why for why in first["kept"])
+    assert first["words"] == 2, "its own, and nobody's who has used a default name or looked for a letter"
     second = house.ask("forget", uuid=made[1]["job_id"])["result"]
     assert source not in stored(house) and second["kept"] == []
+
+
+def test_short_words_are_not_looked_for_where_only_a_choice_or_a_figure_can_stand() -> None:
+    names = {"n"}  # of a picture, at the control door
+    for operation in OPERATIONS.values():
+        for name, shape in schema(operation.arguments)["properties"].items():
+            choices = [choice for choice in shape.get("anyOf", [shape]) if choice.get("type") != "null"]
+            if not any(choice.get("type") == "array" or choice.get("type") == "string" for choice in choices):
+                names.add(name)
+            assert "enum" not in str(shape) or name in NO_WORDS, name
+    assert names <= NO_WORDS
+    assert NO_WORDS.isdisjoint(WORDS)
 
 
 def test_a_failure_is_forgotten_with_its_message(program: tuple[Program, StandIn]) -> None:

@@ -432,16 +432,81 @@ def test_an_index_that_is_behind_the_log_is_not_called_clean(tmp_path: Path) -> 
     index.close()
 
 
-def test_a_search_for_one_common_letter_is_a_search_in_the_prompt_too(tmp_path: Path) -> None:
-    """Better one search too many is forgotten than one that tells what was drawn."""
-    look = RequestReceived(operation="list_history", door="mcp", client=Client(name="c"))
-    tell = said(arguments={"query": msgspec.Raw(b'"FOX"'), "limit": msgspec.Raw(b"3"), "deep": msgspec.Raw(b'[{"a":"x"}]')})
-    named = said(arguments={"image_path": msgspec.Raw(b'"sub/fox in snow.png"')})
-    id_only = said(arguments={"uuid": msgspec.Raw(f'"{JOB}"'.encode())})
-    keyed = [commit(1 + n, *one.events, words=one.words) for n, one in enumerate(one_job(), start=1)]
-    asked = [commit(7 + n, look, words=words) for n, words in enumerate((tell, named, id_only))]
-    written(tmp_path, [keyed, asked], NoReserve())
-    assert [line.position for line in find(tmp_path, {JOB}).lines] == [2, 6, 7, 8]
+def asked_beside(job: list[Commit], *asked: dict[str, object]) -> tuple[MemoryDisk, list[int]]:
+    """A log with a job, and a request behind it for each of the arguments; and the positions of these requests."""
+    disk, first = MemoryDisk(), job[-1].position + 1
+    ask = RequestReceived(operation="anything", door="mcp", client=Client(name="c"))
+    raw = [{name: msgspec.Raw(msgspec.json.encode(value)) for name, value in one.items()} for one in asked]
+    requests = [commit(first + n, ask, words=said(arguments=arguments)) for n, arguments in enumerate(raw)]
+    written(HERE, [[*job, *requests]], disk)
+    return disk, [one.position for one in requests]
+
+
+def ordered(**words: object) -> list[Commit]:
+    keyed = {"idempotency_key": msgspec.Raw(b'"k7"')}
+    return [commit(2, requested(JOB), words=said(arguments=keyed, **words)), *one_job()[1:4]]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"prompt": " E\n"},
+        {"query": "e"},
+        {"style": "e"},
+        {"idempotency_key": "k7"},
+        {"image_path": "sub/low.png"},
+        {"reference_images": ["other.png", "/pictures/Low.png"]},
+        {"reference_images": '["low.png"]'},
+        {"image_path": "deep", "more": [{"in": ["low.png"]}]},
+        {"directory": "/pictures/the only lighthouse.png/old"},
+        {"prompt": "make the only  Lighthouse.PNG brighter"},
+        {"quality": "the only lighthouse.png"},
+    ],
+    ids=repr,
+)
+def test_who_has_repeated_a_jobs_words_is_forgotten_with_it(asked: dict[str, object]) -> None:
+    names = {"paths": ("/a/low.png",), "sidecars": ("/a/the only lighthouse.png",)}
+    disk, positions = asked_beside([*ordered(prompt="e"), commit(6, completed(JOB), words=said(**names))], asked)
+    assert [line.position for line in find(HERE, {JOB}, disk).lines] == [2, 6, *positions]
+
+
+def test_words_that_only_look_like_a_jobs_words_stay() -> None:
+    """Of each kind one, beside a job whose words are as short as words can be, or none of its own."""
+    other = "01a20000-0000-7000-8000-000000000000"
+    story = ordered(prompt="e", output_path="generated_image.png", sources=(f"{other}/2", other, "low.png"))
+    names = said(paths=("/a/generated_image_1.png",), sidecars=("/a/generated_image_1.png.xmp",))
+    disk, _ = asked_beside(
+        [*story, commit(6, completed(JOB), words=names)],
+        *({"prompt": "a hen"}, {"query": "hen"}, {"prompt": "k7 and k8"}, {"query": ""}, {"model": "e"}),
+        *({"quality": "low"}, {"image_path": "slow.png"}, {"prompt": "put low.png into it"}, {"limit": 3}),
+        *({"image_path": "generated_image.png"}, {"image_path": "/a/generated_image_1.png"}),
+        *({"reference_images": [f"{other}/2"]}, {"uuid": other}, {"uuid": JOB}, {"image_path": "2"}, {"deep": "[" * 9000}),
+    )
+    assert [line.position for line in find(HERE, {JOB}, disk, given={"generated_image.png"}).lines] == [2, 6]
+
+
+def test_a_search_goes_with_the_last_generation_that_it_finds() -> None:
+    hens = [*one_job(prompt="a hen by Anna"), *one_job(7, number=2, prompt="the barn of ANNA")]
+    disk, (hen, anna, barn, letters) = asked_beside(hens, *({"query": text} for text in ("HEN", "ａnna", "barn", "an")))
+    assert [line.position for line in find(HERE, {JOB}, disk).lines] == [2, 6, hen]
+    assert [line.position for line in find(HERE, {job_id(2)}, disk).lines] == [7, 11, barn]
+    assert [line.position for line in find(HERE, {JOB, job_id(2)}, disk).lines] == [2, 6, 7, 11, hen, anna, barn]
+    assert letters == 15, "two letters are part of most prompts and tell of none"
+    log, _, _ = opened(HERE, disk)
+    append(log, [forgotten(16, 2, 6, hen)])
+    assert [line.position for line in find(HERE, {job_id(2)}, disk).lines] == [7, 11, anna, barn]
+
+
+def test_what_a_fact_says_is_forgotten_is_found_when_only_a_part_of_it_is_gone() -> None:
+    """The prompt that it repeated went with the first segment, so that nothing else tells that they belong together."""
+    disk = RenamingDisk()
+    written_secret(HERE, disk)
+    log, _, _ = opened(HERE, disk, segment_bytes=SEGMENT_BYTES)
+    append(log, [forgotten(15, *SECRET_POSITIONS)])
+    left = log.forget(find(HERE, {JOB}, disk).lines)
+    assert left and find(HERE, {JOB}, disk).lines == left
+    forget_all(log, left)
+    assert not any(holds(data, "zuckerwatte") for data in disk.content().values()) and find(HERE, {JOB}, disk).lines == ()
 
 
 def test_a_reply_and_a_completion_name_what_the_store_holds(tmp_path: Path) -> None:
