@@ -18,6 +18,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import msgspec
 import trio
 
+from daemon.errors import Refused
 from eventlog.errors import EventLogError, LogDead, LogFull
 from eventlog.events import Commit, Event
 from eventlog.framing import Draft, draft
@@ -96,7 +97,7 @@ class Ledger:
             Refused: by the decision; nothing has happened.
             LogDead: the disk failed; the daemon is about to end.
         """
-        facts = self._accept(decide)
+        facts = await self._accept_or_look_for_room(decide)
         if facts.events:
             self._demanded = position = self.position
             self._work.set()
@@ -107,7 +108,7 @@ class Ledger:
         """Like `record`, but the fact rides along with the next sync and nobody waits for it."""
         while len(self._pending) >= PENDING_MAX:
             await self.wait_beyond(self.position)
-        self._accept(decide)
+        await self._accept_or_look_for_room(decide)
 
     async def settled(self) -> None:
         """Everything that was recorded before this call is durable, and with it all that views can show."""
@@ -157,6 +158,16 @@ class Ledger:
                 self._closing = True
                 self._work.set()
                 self.wake()
+
+    async def _accept_or_look_for_room(self, decide: Decision) -> Facts:
+        """A log that was full may have room again, and the append that would notice is perhaps this refusal's own."""
+        try:
+            return self._accept(decide)
+        except Refused:
+            if not self._log.full:
+                raise
+        await self.between_writes(self._log.look_for_room)
+        return self._accept(decide)
 
     def _accept(self, decide: Decision) -> Facts:
         self._raise_if_broken()

@@ -163,6 +163,10 @@ class EventLog:
             self._keep_reserve()
         return marks
 
+    def look_for_room(self) -> None:
+        """Of a log that is `full`: find out whether it still is, for whoever would be refused because of it."""
+        self._keep_reserve()
+
     def forget(self, lines: Sequence[Mark]) -> tuple[Mark, ...]:
         """Remove the words of these commits from the first segment that holds some; returns what is left to do.
 

@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,13 +10,17 @@ import pytest
 import trio
 import trio.testing
 
+from daemon import decisions
 from daemon.errors import Refused
 from daemon.ledger import RIDE_SECONDS_MAX, Facts, Views
 from eventlog.disk import Disk
 from eventlog.errors import IllegalTransition, LogDead
+from eventlog.events import RequestReceived
+from eventlog.log import RESERVE_AGAIN_BYTES
 from eventlog.segments import read_log
-from eventlog.values import JobId
+from eventlog.values import Client, JobId, Words
 from tests.daemon.fakes import Opened, opened, requested, run, say, started
+from tests.eventlog.disks import MemoryDisk, fail, fail_nth
 
 T = TypeVar("T")
 
@@ -222,5 +227,39 @@ def test_nobody_is_told_before_the_batch_of_his_own_is_written(tmp_path: Path) -
                 for name in "abcde":
                     nursery.start_soon(ask, house, name)
                     await trio.testing.wait_all_tasks_blocked()
+
+    run(main)
+
+
+class LookedAtDisk(MemoryDisk):
+    looked = 0
+
+    def names(self, directory: int) -> list[str]:
+        self.looked += 1
+        return super().names(directory)
+
+
+@pytest.mark.parametrize("door", ["record", "post"])
+def test_the_first_order_after_there_is_room_again_is_taken(door: str, tmp_path: Path) -> None:
+    """The refusal's own fact would be the first that finds the room; so it is looked for before."""
+    received = RequestReceived(operation="generate_image", door="mcp", client=Client(name="c"))
+
+    async def main() -> None:
+        disk = LookedAtDisk(free=RESERVE_AGAIN_BYTES)
+        with opened(tmp_path, disk=disk) as house:
+            order = partial(getattr(house.ledger, door), decisions.request_job(received, requested("a"), Words(salt="")))
+            async with house.ledger.writing():
+                disk.before, disk.free = fail_nth(1, fail(errno.ENOSPC), only="pwrite"), RESERVE_AGAIN_BYTES - 1
+                await house.ledger.record(say(requested("b")))
+                for _ in range(2):
+                    with pytest.raises(Refused, match="is full"):
+                        await order()
+                disk.free = RESERVE_AGAIN_BYTES
+                await order()
+                assert house.ledger.board.get(JobId("a")) is not None and not house.log.full
+                looked = disk.looked
+                with pytest.raises(Refused, match="no job"):
+                    await house.ledger.record(decisions.cancel_job(JobId("none")))
+                assert disk.looked == looked, "a disk that has room is not asked about each refusal"
 
     run(main)
