@@ -23,7 +23,7 @@ from http import HTTPStatus
 import h11
 import trio
 
-from daemon import control_routes, doors
+from daemon import control_events, control_routes, doors
 from daemon.control_routes import API, Asked, Route
 from daemon.doors import Lobby
 from daemon.ending import Closing
@@ -32,6 +32,7 @@ from daemon.replies import Problem, Reply
 
 SOCKET_NAME = "control.sock"
 CONNECTIONS_MAX = 64  # each may hold a body of 64 MB; so rather change who has a place than how many have one
+KEPT_PLACES = 4  # beyond those, where the daemon can be looked at and stopped while all others are at work
 TURNED_AWAY_MAX = 64  # at once with an answer; more than that without one
 HEAD_BYTES_MAX = 16 * 1024
 HEAD_SECONDS_MAX = 5.0
@@ -42,6 +43,7 @@ GOODBYE_SECONDS_MAX = 1.0
 LINGER_SECONDS_MAX = 2.0  # a client that is still sending hears why it was refused
 LAST_ANSWERS_SECONDS_MAX = 2.0  # when the door closes
 PIECE_BYTES = 64 * 1024
+ABOUT_THE_DAEMON = frozenset({"/v1/status", "/v1/get_status", "/v1/stop_daemon"})  # nobody else's work, and soon answered
 HOSTS = frozenset({"", "localhost", "imaged"})
 _PORT = re.compile(r":[0-9]{1,5}$")
 
@@ -55,13 +57,18 @@ class _Door:
         self.strangers = Lobby()  # whose first request has not come whole, or is refused
         self.regulars = Lobby()  # whose next one has not; a client that works is among these between two questions
         self.stays: dict[int, trio.CancelScope] = {}  # by descriptor, whoever has a place
+        self.kept_lobby = Lobby()  # whose next request has not come whole to one of the kept places
+        self.kept_stays: dict[int, trio.CancelScope] = {}
         self.turned_away = 0
 
     def has_room(self) -> bool:
         """Makes some if need be, by letting somebody go. False: all who have a place are being answered."""
         if len(self.stays) < CONNECTIONS_MAX or self._end_stays_of_the_gone():
             return True
-        return self.strangers.make_room() or self.regulars.make_room()
+        return self.strangers.make_room() or self.regulars.make_room() or control_events.followers.make_room()
+
+    def has_kept_place(self) -> bool:
+        return len(self.kept_stays) < KEPT_PLACES or self.kept_lobby.make_room()
 
     def _end_stays_of_the_gone(self) -> bool:
         """Nobody reads from a connection that is being answered, so that its end may go unnoticed: a follower's for 15 s."""
@@ -107,44 +114,51 @@ async def _welcome(stream: trio.SocketStream, door: _Door) -> None:
     async with stream:
         if not doors.is_ours(stream):
             return
-        connection = _Connection(stream, door)
         try:
             if door.has_room():
-                await _stay(connection, stream.socket.fileno(), door)
-            elif door.turned_away < TURNED_AWAY_MAX:
-                await _turn_away(connection, door)
+                await _stay(_Connection(stream, door), stream.socket.fileno(), door.stays)
+            elif door.has_kept_place():
+                await _stay(_Connection(stream, door, kept=True), stream.socket.fileno(), door.kept_stays)
+            else:
+                await _turn_away(_Connection(stream, door), door)
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             logger.info("a client of the control API left in the middle of something")
 
 
-async def _stay(connection: "_Connection", descriptor: int, door: _Door) -> None:
+async def _stay(connection: "_Connection", descriptor: int, stays: dict[int, trio.CancelScope]) -> None:
     with trio.CancelScope() as stay:
-        door.stays[descriptor] = stay
+        stays[descriptor] = stay
         try:
             await connection.serve()
         finally:
-            door.stays.pop(descriptor, None)
+            stays.pop(descriptor, None)
 
 
 async def _turn_away(connection: "_Connection", door: _Door) -> None:
+    if door.turned_away >= TURNED_AWAY_MAX:
+        return
     door.turned_away += 1
     try:
-        await connection.turn_away(_too_many("all of them are at work; ask again later"))
+        await connection.turn_away(_all_at_work())
     finally:
         door.turned_away -= 1
 
 
 class _Connection:
-    def __init__(self, stream: trio.SocketStream, door: _Door) -> None:
+    """`kept`: in one of the kept places, where nothing is answered that is not about the daemon."""
+
+    def __init__(self, stream: trio.SocketStream, door: _Door, *, kept: bool = False) -> None:
         self._stream = stream
         self._door = door
+        self._kept = kept
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES_MAX)
         self._method = b""
 
     async def serve(self) -> None:
         """One request after the other, until either side has had enough."""
-        lobby = self._door.strangers
+        lobby = self._door.kept_lobby if self._kept else self._door.strangers
         while True:
+            only_a_look = True
             try:
                 with lobby.wait() as wait:
                     whole = await self._whole_request()
@@ -154,14 +168,17 @@ class _Connection:
                 if whole is None:
                     return
                 route, asked = whole
-                reply = await route.answer(self._door.house, asked)
+                only_a_look = asked.path in ABOUT_THE_DAEMON
+                with self._door.house.conversation(only_a_look=only_a_look):
+                    reply = await route.answer(self._door.house, asked)
             except h11.RemoteProtocolError as exc:
                 reply = _malformed(exc).reply()
             except Problem as problem:
                 reply = problem.reply()
                 self._pass_over_body()
             try:
-                await self._send(reply)
+                with self._door.house.conversation(only_a_look=only_a_look):
+                    await self._send(reply)
             except Problem as problem:  # the head has left already, so all that can be told is that this is not the end
                 logger.warning("an answer was cut off", extra={"why": str(problem)})
                 return
@@ -169,7 +186,7 @@ class _Connection:
                 with lobby.wait():
                     await self._linger()
                 return
-            lobby = self._door.regulars
+            lobby = self._door.kept_lobby if self._kept else self._door.regulars
             self._http.start_next_cycle()
 
     async def _say_goodbye(self) -> None:
@@ -177,6 +194,9 @@ class _Connection:
 
         Not longer than a moment, and without waiting for the other side: somebody else has this place already.
         """
+        if self._kept:  # whoever comes when all places are taken hears so, whether or not it has asked yet
+            await _turn_away(self, self._door)
+            return
         if self._http.their_state is h11.IDLE and not self._http.trailing_data[0]:
             return
         with trio.move_on_after(GOODBYE_SECONDS_MAX):
@@ -225,6 +245,8 @@ class _Connection:
         if not target.startswith("/"):
             raise Problem("bad_request", "The target is not a path; ask for one such as /v1/status.")
         path, _, query = target.partition("?")
+        if self._kept and path not in ABOUT_THE_DAEMON:
+            raise _all_at_work()
         route = control_routes.find(request.method.decode("ascii"), path)
         body = await self._body(route, headers)
         return route, Asked(path, query, headers, body, self._door.closing)
@@ -333,6 +355,10 @@ def _insist_on_small_head(request: h11.Request) -> None:
 
 def _too_many(why: str) -> Problem:
     return Problem("too_many_connections", f"{CONNECTIONS_MAX} connections are open, and {why}.", headers={"connection": "close"})
+
+
+def _all_at_work() -> Problem:
+    return _too_many("all of them are at work; ask again later")
 
 
 def _head_too_large() -> Problem:

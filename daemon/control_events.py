@@ -17,6 +17,7 @@ from typing import Any, cast
 import msgspec
 import trio
 
+from daemon.doors import Lobby
 from daemon.ending import Closing
 from daemon.house import House
 from daemon.replies import Problem, Reply, Send
@@ -34,6 +35,7 @@ SSE = "text/event-stream"
 _HEARTBEAT: Mapping[str, bytes] = {NDJSON: b"\n", SSE: b": still here\n\n"}
 _UNREADABLE = (EventLogError, MarkNotThere, framing.Unsound, OSError)
 
+followers = Lobby()  # who has got all there is; one that makes room goes on elsewhere from its position, and loses nothing
 _readers = trio.CapacityLimiter(READERS_MAX)
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ class _Told(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def stream(house: House, after: Position, media_type: str, *, follow: bool, doors_close: Closing) -> Reply:
-    """What follows `after`, up to the log's end, or for ever.
+    """What follows `after`, up to the log's end or, for a follower, until its connection ends.
 
     Raises:
         Problem: the log does not reach that far.
@@ -64,7 +66,7 @@ def stream(house: House, after: Position, media_type: str, *, follow: bool, door
         )
     cursor = _Cursor(house.places.events, after, media_type)
     send_all = partial(_follow, house, cursor, doors_close) if follow else partial(_once, cursor, head)
-    return Reply(200, media_type, stream=send_all)
+    return Reply(200, media_type, headers={"connection": "close"} if follow else {}, stream=send_all)
 
 
 async def _once(cursor: "_Cursor", head: Mark, send: Send) -> None:
@@ -78,8 +80,10 @@ async def _follow(house: House, cursor: "_Cursor", doors_close: Closing, send: S
         await send(b"")  # the head: its reader wants to know at once that it follows
         while not doors_close.begun:
             await _once(cursor, house.log.head, send)
-            with doors_close.ends_a_wait(HEARTBEAT_SECONDS) as wait:
+            with followers.wait() as place, doors_close.ends_a_wait(HEARTBEAT_SECONDS) as wait:
                 await house.ledger.durable(Position(cursor.position + 1))
+            if place.cancel_called:
+                return
             if wait.cancelled_caught and not doors_close.begun:
                 await send(_HEARTBEAT[cursor.media_type])
     finally:

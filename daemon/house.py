@@ -1,6 +1,8 @@
 """What the operations work with: one of each, built by the supervisor."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -37,6 +39,9 @@ class ImportDesk:
 class House:
     """`sessions` counts the connected clients; `idle_exit_seconds` is what the latest of them asked for.
 
+    `answering` counts what is being answered at the control door, where nobody has a session; `conversed_at`, on trio's
+    clock, is when the last of it ended that was more than a look at the daemon.
+
     `keyed_orders` is held from looking for a job of some key to ordering it. `closing` begins when nobody listens at the
     MCP door any more: whoever is let go from then on finds the next daemon.
     """
@@ -54,6 +59,8 @@ class House:
     ending: Ending = field(default_factory=Ending)
     closing: Closing = field(default_factory=Closing)
     sessions: int = 0
+    answering: int = 0
+    conversed_at: float = -math.inf
     keyed_orders: trio.Lock = field(default_factory=trio.Lock)
     vetting: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(VETTED_AT_ONCE_MAX))
     desk: ImportDesk = field(default_factory=ImportDesk)
@@ -61,6 +68,17 @@ class House:
     def has_work(self) -> bool:
         """Jobs that wait for a key are none."""
         return any(not job.state.is_over and self.keyring.can_draw(job.account) for job in self.ledger.board)
+
+    @contextmanager
+    def conversation(self, *, only_a_look: bool = False) -> Iterator[None]:
+        """Somebody without a session is being answered."""
+        self.answering += 1
+        try:
+            yield
+        finally:
+            self.answering -= 1
+            if not only_a_look:
+                self.conversed_at = trio.current_time()
 
     def original(self, job: Job, image: StoredImage, roots: Sequence[Path] = ()) -> bytes:
         """A picture as it was received. Blocking. Of what was imported the file itself, as long as it is what it was and

@@ -8,6 +8,7 @@ Start-up is nesting, and shutdown is the same read backwards:
 A client may connect from the second step on; it is served once everything behind the doors is true.
 """
 
+import codecs
 import logging
 import os
 import resource
@@ -50,6 +51,11 @@ WARM_UP_SECONDS = 5.0
 LAST_ANSWERS_SECONDS_MAX = 3.0  # for what was waited for while the jobs ended; some clients read slowly
 HANDOVER_SECONDS_MAX = 600.0  # twice the longest that a picture takes
 HANDOVER_LOOK_SECONDS = 0.1
+# Python reads a codec when it is first named: of host names, of EXIF, of what other programs have written into files.
+CODECS = (
+    *("ascii", "latin-1", "cp1252", "unicode_escape", "idna", "punycode"),
+    *("utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"),
+)
 IDLE_SECONDS_MIN = 2.0  # a bridge that has just started us needs a moment to come in
 
 T = TypeVar("T")
@@ -247,10 +253,10 @@ async def _warm_up() -> None:
 
 def _load_what_is_left() -> None:
     """What is read, and what libraries import, when a format or a host's name is first met. Blocks."""
-    import encodings.idna  # noqa: F401
-
     from PIL import Image, ImageChops, ImageSequence  # noqa: F401
 
+    for codec in CODECS:
+        codecs.lookup(codec)
     Image.init()
     offline.load()
     models.catalogue()
@@ -264,13 +270,18 @@ async def _sweep() -> None:
 
 
 async def _leave_when_idle(house: House) -> None:
-    """Nobody connected and nothing to do for long enough. Jobs that wait for a key do not keep a daemon alive."""
+    """Nobody connected and nothing to do for long enough. Jobs that wait for a key do not keep a daemon alive.
+
+    Nor does whoever only looks at it now and then, as those do that watch over daemons; but all else that is asked at the
+    control door begins the time anew, and nothing that is being answered is cut off.
+    """
     quiet_since = trio.current_time()
     while True:
-        busy = house.sessions > 0 or house.has_work()
-        if busy:
+        if house.sessions > 0 or house.has_work():
             quiet_since = trio.current_time()
-        elif trio.current_time() - quiet_since >= max(IDLE_SECONDS_MIN, house.idle_exit_seconds):
+        quiet_since = max(quiet_since, house.conversed_at)
+        quiet_seconds = trio.current_time() - quiet_since
+        if quiet_seconds >= max(IDLE_SECONDS_MIN, house.idle_exit_seconds) and not house.answering:
             house.ending.want(f"idle for {house.idle_exit_seconds:g} s")
             return
         await trio.sleep(IDLE_LOOK_SECONDS)

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from daemon import control, doors
+from eventlog.events import RequestReceived
 from tests.program import SECONDS_MAX, Program, Stdio, environment, running, wait_until
 
 SILENT = SLOW = 200
@@ -178,3 +179,32 @@ def test_sessions_keep_their_places_however_idle_and_one_more_is_told_so(house: 
             assert draw(client)
         sessions[0].sendall(b'{"jsonrpc":"2.0","id":2,"method":"ping"}\n')
         assert json.loads(sessions[0].recv(1 << 16)) == {"jsonrpc": "2.0", "id": 2, "result": {}}
+
+
+def test_calls_at_work_in_all_places_do_not_keep_the_daemon_from_being_looked_at_and_stopped(tmp_path: Path) -> None:
+    with running(tmp_path, IMAGED_OFFLINE_SECONDS="600") as program, ExitStack() as peers:
+        path = program.places.run / control.SOCKET_NAME
+        order = {"tool_name": "generate_image", "prompt": "slow", "quality": "low", "size": "1024x640"}
+        job = program.ask("start_generation_job", **order)["result"]["job_id"]
+        body = json.dumps({"job_ids": [job], "after": 10**6, "wait_seconds": 30}).encode()
+        head = "POST /v1/wait_for_jobs HTTP/1.1\r\nHost: imaged\r\nContent-Type: application/json\r\nContent-Length: "
+        for _ in range(control.CONNECTIONS_MAX):
+            peers.enter_context(connected(path, f"{head}{len(body)}\r\n\r\n".encode() + body))
+        wait_until(lambda: waiting(program) == control.CONNECTIONS_MAX, "all of them to be at work")
+        with asking(program) as http:
+            refused = http.post("/v1/list_jobs", json={})
+        assert (refused.status_code, refused.json()["code"]) == (503, "too_many_connections")
+        assert "all of them are at work" in refused.json()["detail"] and refused.headers["connection"] == "close"
+        silent = [peers.enter_context(connected(path)) for _ in range(2 * control.KEPT_PLACES)]
+        with asking(program) as http:
+            assert status(http) == status(http) == 200
+        assert program.ask("get_status")["result"]["jobs_running"] == 1
+        assert silent[0].recv(1 << 16).startswith(b"HTTP/1.1 503 "), "who has made room for them is told why"
+        assert "stopping" in program.ask("stop_daemon")["result"]["message"]
+        wait_until(lambda: program.ask("get_status").get("refused"), "it to be ending")
+
+
+def waiting(program: Program) -> int:
+    """How many calls have begun to wait for jobs."""
+    events = [event for commit in program.log() for event in commit.events]
+    return sum(isinstance(event, RequestReceived) and event.operation == "wait_for_jobs" for event in events)

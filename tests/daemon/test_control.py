@@ -2,34 +2,45 @@
 
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import trio
 
-from daemon import control, doors
+from daemon import control, decisions, doors, supervisor
 from daemon.config import Places
-from daemon.control import BODY_SECONDS_MAX, HEAD_SECONDS_MAX, IDLE_SECONDS_MAX, LAST_ANSWERS_SECONDS_MAX, WRITE_SECONDS_MAX
+from daemon.control import (
+    BODY_SECONDS_MAX,
+    CONNECTIONS_MAX,
+    HEAD_SECONDS_MAX,
+    IDLE_SECONDS_MAX,
+    LAST_ANSWERS_SECONDS_MAX,
+    WRITE_SECONDS_MAX,
+)
 from daemon.control_events import HEARTBEAT_SECONDS
 from daemon.house import House
 from daemon.keyring import Keyring
+from daemon.ledger import RunBlocking
 from daemon.strict_json import DEPTH_MAX, NotStrict, read_object
 from eventlog.history import History
-from tests.daemon.fakes import opened, run
+from tests.daemon.fakes import inline, opened, run
 from tools.files import Store
 
+T = TypeVar("T")
+LOOK = b"GET /v1/status HTTP/1.1\r\nHost: imaged\r\n\r\n"
 ASK = b"GET /v1/operations HTTP/1.1\r\nHost: imaged\r\n\r\n"
 FOLLOW = b"GET /v1/events?after=1&follow=1 HTTP/1.1\r\nHost: imaged\r\n\r\n"
 DRAW = b"POST /v1/generate_image HTTP/1.1\r\nHost: imaged\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n"
 
 
 @contextmanager
-def furnished(home: Path) -> Iterator[House]:
-    with opened(home) as below:
+def furnished(home: Path, run_blocking: RunBlocking) -> Iterator[House]:
+    with opened(home, run_blocking) as below:
         yield House(
             places=Places(home),
             log=below.log,
@@ -45,8 +56,8 @@ def furnished(home: Path) -> Iterator[House]:
 
 
 @asynccontextmanager
-async def door(home: Path) -> AsyncIterator[House]:
-    with furnished(home) as house:
+async def door(home: Path, run_blocking: RunBlocking = inline) -> AsyncIterator[House]:
+    with furnished(home, run_blocking) as house:
         listener = doors.listen(house.places.run, control.SOCKET_NAME)
         async with house.ledger.writing(), control.open_door(listener, house):
             yield house
@@ -61,6 +72,12 @@ async def connect(house: House) -> trio.SocketStream:
     finally:
         os.close(directory)
     return trio.SocketStream(connection)
+
+
+async def left_when_idle(house: House) -> float:
+    """The moment at which the daemon has been idle for long enough."""
+    await supervisor._leave_when_idle(house)
+    return trio.current_time()
 
 
 async def everything(stream: trio.SocketStream) -> bytes:
@@ -162,6 +179,79 @@ def test_a_door_that_closes_lets_followers_and_idle_ones_go_at_once(tmp_path: Pa
             nursery.cancel_scope.cancel()
         for stream in (follower, idle, half):
             await stream.aclose()
+
+    run(main)
+
+
+def test_a_follower_that_has_heard_all_makes_room_in_good_order(tmp_path: Path) -> None:
+    ended: list[bytes] = []
+
+    async def follow(peer: trio.SocketStream) -> None:
+        await peer.send_all(FOLLOW)
+        ended.append(await everything(peer))
+
+    async def main() -> None:
+        async with door(tmp_path) as house, AsyncExitStack() as peers, trio.open_nursery() as nursery:
+            for _ in range(CONNECTIONS_MAX):
+                nursery.start_soon(follow, await peers.enter_async_context(await connect(house)))
+            await trio.testing.wait_all_tasks_blocked()
+            assert house.sessions == CONNECTIONS_MAX
+            async with await connect(house) as one_more:
+                await one_more.send_all(ASK)
+                assert (await one_more.receive_some())[9:12] == b"200"
+                await trio.testing.wait_all_tasks_blocked()
+                assert len(ended) == 1 and house.sessions == CONNECTIONS_MAX - 1
+            assert b"\r\nconnection: close\r\n" in ended[0] and ended[0].endswith(b"\r\n0\r\n\r\n")
+            nursery.cancel_scope.cancel()
+
+    run(main)
+
+
+def test_a_conversation_without_a_session_keeps_the_daemon_and_a_look_now_and_then_does_not(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with door(tmp_path) as house, await connect(house) as peer, trio.open_nursery() as nursery:
+            house.idle_exit_seconds = 4
+            nursery.start_soon(left_when_idle, house)
+            for _ in range(20):
+                await peer.send_all(FOLLOW.replace(b"&follow=1", b""))
+                said = b""
+                while not said.endswith(b"\r\n0\r\n\r\n"):
+                    said += await peer.receive_some()
+                last_asked_at = trio.current_time()
+                await trio.sleep(1)
+            assert not house.ending.wanted
+            while not house.ending.wanted:
+                await peer.send_all(LOOK)
+                assert b"200" in await peer.receive_some()
+                await trio.sleep(0.5)
+                assert trio.current_time() - last_asked_at < 60
+            assert trio.current_time() - last_asked_at == pytest.approx(4, abs=1.6)
+
+    run(main)
+
+
+def test_nothing_that_is_being_answered_is_cut_off_by_idleness(tmp_path: Path) -> None:
+    """Neither while it is worked on, here for as long as a disk takes, nor while the answer is taken slowly."""
+
+    async def slow_disk(function: Callable[[], T]) -> T:
+        await trio.sleep(20)
+        return function()
+
+    async def main() -> None:
+        async with door(tmp_path, slow_disk) as house, await connect(house) as peer, trio.open_nursery() as nursery:
+            house.idle_exit_seconds = 4
+            nursery.start_soon(house.ledger.record, decisions.start_daemon("x", 0))
+            await trio.testing.wait_all_tasks_blocked()
+            await peer.send_all(LOOK)
+            await trio.testing.wait_all_tasks_blocked()
+            assert await left_when_idle(house) == pytest.approx(20, abs=1.1)
+        async with door(tmp_path) as house, await connect(house) as peer:
+            house.idle_exit_seconds = 4
+            began = trio.current_time()
+            await peer.send_all(ASK * 50)  # some megabytes of answers, more than a socket holds
+            await trio.testing.wait_all_tasks_blocked()
+            left = await left_when_idle(house) - began
+            assert left == pytest.approx(WRITE_SECONDS_MAX + house.idle_exit_seconds, abs=1.1)
 
     run(main)
 
