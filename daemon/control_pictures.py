@@ -6,9 +6,10 @@ pieces while they are sent.
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from io import SEEK_END, BytesIO
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import msgspec
@@ -37,8 +38,9 @@ class Wanted(NamedTuple):
     headers: Mapping[str, str]
 
 
-async def reply(house: House, client: Client, wanted: Wanted) -> Reply:
-    """
+async def reply(house: House, client: Client, roots: Sequence[Path], wanted: Wanted) -> Reply:
+    """What was imported is read only from below one of the asker's `roots`.
+
     Raises:
         Problem: there is no such picture, its bytes are gone or damaged, or the range lies outside of it.
         EventLogError
@@ -61,7 +63,7 @@ async def reply(house: House, client: Client, wanted: Wanted) -> Reply:
     if _is_known(wanted.headers.get("if-none-match", ""), digest):
         return Reply(304, media_type, headers=headers)
     try:
-        file = await trio.to_thread.run_sync(_opened, house, job, image)
+        file = await trio.to_thread.run_sync(_opened, house, job, image, roots)
     except FileFailed as exc:
         code = "no_such_resource" if exc.code == "not_there" else exc.code
         raise Problem(code, f"Picture {wanted.n} of {job.id} cannot be read: {exc}") from exc
@@ -91,14 +93,14 @@ async def _found(house: House, wanted: Wanted) -> tuple[Job, StoredImage]:
     if job is None:
         raise Problem("no_such_resource", f"There is no generation {wanted.job_id}; list_history shows those there are.")
     await house.ledger.durable(job.position)
-    if job.state is not JobState.COMPLETED:
+    if not (job.state is JobState.COMPLETED or job.images):
         raise Problem("no_such_resource", f"Job {job.id} is {job.state.value}, so it has no pictures to read.")
     if wanted.n > len(job.images):
         raise Problem("no_such_resource", f"Generation {job.id} has no picture {wanted.n}; it has {len(job.images)}.")
     return job, job.images[wanted.n - 1]
 
 
-def _opened(house: House, job: Job, image: StoredImage) -> BinaryIO:
+def _opened(house: House, job: Job, image: StoredImage, roots: Sequence[Path]) -> BinaryIO:
     """Blocking. The whole picture has been read once, and is what it was.
 
     Raises:
@@ -108,11 +110,11 @@ def _opened(house: House, job: Job, image: StoredImage) -> BinaryIO:
         try:
             file = house.store.path(image.original).open("rb")
         except OSError:
-            return BytesIO(house.original(job, image))  # fails, in the store's own words
+            return BytesIO(house.original(job, image, roots))  # fails, in the store's own words
         if hashlib.file_digest(file, "sha256").hexdigest() == image.original:
             return file
         file.close()
-    return BytesIO(house.original(job, image))
+    return BytesIO(house.original(job, image, roots))
 
 
 async def _stream(file: BinaryIO, start: int, end: int, send: Send) -> None:

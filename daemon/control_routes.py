@@ -212,7 +212,8 @@ async def _picture(house: House, asked: Asked) -> Reply:
     parts = _IMAGE.fullmatch(asked.path)
     assert parts is not None
     wanted = control_pictures.Wanted(job_id=parts[1].lower(), n=int(parts[2]), headers=asked.headers)
-    return await control_pictures.reply(house, _client(asked), wanted)
+    session = await _session(house, asked)
+    return await control_pictures.reply(house, _client(asked), session.settings.input_roots, wanted)
 
 
 async def _events(house: House, asked: Asked) -> Reply:

@@ -22,7 +22,20 @@ from daemon.session import Caller
 from eventlog.errors import IndexUnavailable
 from eventlog.events import JobRequested, RequestReceived
 from eventlog.jobs import Job, Stage
-from eventlog.values import ImageRequest, JobId, JobState, Tool, Words, digest, make_job_id
+from eventlog.values import (
+    CostRange,
+    ImageRequest,
+    JobId,
+    JobState,
+    MicroUSD,
+    Picture,
+    Rendered,
+    Sha256,
+    Tool,
+    Words,
+    digest,
+    make_job_id,
+)
 from tools import models, pricing
 from tools.errors import FileFailed
 from tools.files import OutputRoot
@@ -30,6 +43,11 @@ from tools.files import OutputRoot
 HEARTBEAT_SECONDS = 2.0  # clients that reset their patience on progress want one every 10 s at least
 CANCEL_SECONDS_MAX = 10.0  # a connection is closed at once; a reply that is being saved needs a moment
 NO_PICTURES = references.Snapshot()
+_CAME_TO_NOTHING = {
+    JobState.FAILED: "failed",
+    JobState.CANCELLED: "was cancelled",
+    JobState.INTERRUPTED: "was interrupted, and may be billed",
+}
 DEFAULT_NAMES: Mapping[Tool, str] = {
     "generate_image": GenerateImage(prompt="").output_path,
     "edit_image": EditImage(prompt="").output_path,
@@ -187,7 +205,16 @@ class Placing(NamedTuple):
     output_path: str
     source_names: tuple[str, ...] = ()
     request_key: str = ""
-    retry_of: JobId | None = None
+    retry_of: Job | None = None
+
+    @property
+    def kept(self) -> tuple[Picture, ...]:
+        """What is in the store already, and is only to be put in its place."""
+        return self.retry_of.pictures if self.retry_of is not None else ()
+
+    def estimate(self) -> CostRange:
+        bounds = pricing.estimate(self.request, self.prompt)
+        return msgspec.structs.replace(bounds, low=MicroUSD(0), high=MicroUSD(0)) if self.kept else bounds
 
 
 async def place(
@@ -203,10 +230,10 @@ async def place(
     Raises:
         Refused: nothing was recorded and nothing will be drawn.
     """
-    settings, request = caller.session.settings, placing.request
+    settings, request, earlier = caller.session.settings, placing.request, placing.retry_of
     if not settings.can_draw:
         raise Refused(HOW_TO_SET_A_KEY, code="no_key")
-    warnings = models.check(request, placing.prompt, house.now().date())
+    warnings = () if placing.kept else models.check(request, placing.prompt, house.now().date())
     try:
         await trio.to_thread.run_sync(partial(_check_output, settings, placing.output_path, request))
         await trio.to_thread.run_sync(partial(house.store.check_room, request.count))
@@ -218,12 +245,14 @@ async def place(
         request=request,
         account=settings.account,
         client=caller.client,
-        estimate=pricing.estimate(request, placing.prompt),
+        estimate=placing.estimate(),
         embedding=settings.embedding,
         any_path=settings.any_path,
         sidecar=settings.sidecar,
         request_key=placing.request_key,
-        retry_of=placing.retry_of,
+        retry_of=earlier.id if earlier else None,
+        kept=placing.kept,
+        rendered=earlier.rendered if earlier and placing.kept else Rendered(),
     )
     words = msgspec.structs.replace(
         words,
@@ -266,9 +295,19 @@ async def _ordered_before(
         )
     await house.ledger.post(decisions.receive_request(received, words))
     told = "The job had been ordered before with this idempotency_key; nothing new is drawn."
-    if job.state.is_over and job.state is not JobState.COMPLETED:
-        told += f" It has {job.state.value}; to ask again, choose a new key."
+    first = job.id
+    while (retry := await house.find_job_of_key(retry_key(job.id))) is not None:
+        job = retry
+    if job.id != first:
+        told += f" Job {first} came to nothing, and this is the one that was ordered in its place by retry_job."
+    if job.state in _CAME_TO_NOTHING:
+        told += f" It {_CAME_TO_NOTHING[job.state]}; retry_job orders the picture again."
     return job.id, (told,)
+
+
+def retry_key(job: JobId) -> Sha256:
+    """The request key of the one job that may be ordered in the place of this one."""
+    return digest(msgspec.json.encode(["retry", job]))
 
 
 def _refuse_foreign_arguments(asked: StartGenerationJob) -> None:

@@ -1,13 +1,13 @@
 """What can be done about a job that came to nothing: draw it again, or say what became of its money.
 
 Rule: a job is drawn again once. Whoever asks a second time gets the job that draws it, and if that one came to nothing,
-too, it is that one that is to be asked for again: nobody pays three times for a picture by repeating himself.
+too, it is that one that is to be asked for again: nobody pays three times for a picture by repeating himself. What was
+drawn and could only not be put in its place is put there, and not drawn again.
 """
 
 from functools import partial
 from typing import Annotated, Literal
 
-import msgspec
 import trio
 from msgspec import Meta
 
@@ -19,7 +19,7 @@ from daemon.results import Answer
 from daemon.session import Caller
 from eventlog.events import JobResolved, RequestReceived
 from eventlog.jobs import Job
-from eventlog.values import Cost, JobState, MicroUSD, Sha256, Words, digest
+from eventlog.values import Account, Cost, JobState, MicroUSD, Words
 from tools.errors import FileFailed
 
 MICRO = 6  # digits behind the point of a dollar
@@ -44,21 +44,25 @@ class ResolveJob(Arguments, frozen=True, kw_only=True):
 async def retry_job(house: House, caller: Caller, received: RequestReceived, words: Words, asked: RetryJob) -> Answer:
     """Orders what the job was asked for once more, with the settings of this session, and answers at once.
 
+    The account may be another one, as after a change of the key, but no trial takes the place of a picture that is paid for.
+
     Raises:
         Refused: nothing was recorded and nothing will be drawn.
     """
     async with house.keyed_orders:  # two for the same job, one after the other
         job = await questions.find(house, asked.job_id, "job_id")
-        key = digest(msgspec.json.encode(["retry", job.id]))
-        again = await house.find_job_of_key(key)
-        warnings: tuple[str, ...] = ()
+        _insist_on_backend(job, caller.session.settings.account)
+        again = await house.find_job_of_key(drawing.retry_key(job.id))
         if again is None:
-            placing = await _placing(house, job, asked, key)
+            placing = await _placing(house, job, asked)
             job_id, warnings = await drawing.place(house, caller, received, words, placing)
+            warnings += _who_pays(job, caller.session.settings.account)
         else:
             _insist_on_hope(job, again)
             await house.ledger.post(decisions.receive_request(received, words))
             job_id, warnings = again.id, (f"Job {job.id} had been asked for again before; nothing new is drawn.",)
+            if asked.output_path not in (None, again.output_path):
+                warnings += (f"output_path was not used: where job {again.id} puts its picture has been decided.",)
     return await telling.tell_now(house, job_id, settings=caller.session.settings, warnings=warnings)
 
 
@@ -87,7 +91,23 @@ async def resolve_job(house: House, caller: Caller, asked: ResolveJob) -> Answer
     return await telling.tell_now(house, job.id, settings=caller.session.settings)
 
 
-async def _placing(house: House, job: Job, asked: RetryJob, key: Sha256) -> drawing.Placing:
+def _insist_on_backend(job: Job, account: Account) -> None:
+    if job.account.backend == account.backend:
+        return
+    if account.backend == "offline":
+        sentence = f"Job {job.id} was ordered from OpenAI, and this session only draws placeholders; ask where a key is set."
+    else:
+        sentence = f"Job {job.id} was a placeholder of the offline backend; order the picture itself."
+    raise _no(sentence, "other_account")
+
+
+def _who_pays(job: Job, account: Account) -> tuple[str, ...]:
+    if job.account == account:
+        return ()
+    return (f"Job {job.id} was ordered with the key {job.account.key}; this is ordered with {account.key}, or another project.",)
+
+
+async def _placing(house: House, job: Job, asked: RetryJob) -> drawing.Placing:
     if not job.state.is_over:
         raise _no(f"Job {job.id} is {job.state.value}; wait for it, or cancel it first.", "not_over")
     if job.state is JobState.COMPLETED:
@@ -95,22 +115,23 @@ async def _placing(house: House, job: Job, asked: RetryJob, key: Sha256) -> draw
     if job.prompt is None or (job.request.sources and not job.source_names):
         raise _no(f"The words of job {job.id} have been forgotten; order the picture anew.", "forgotten")
     try:
-        await trio.to_thread.run_sync(partial(_insist_on_sources, house, job))
+        await trio.to_thread.run_sync(partial(_insist_on_what_it_needs, house, job))
     except FileFailed as exc:
-        raise _no(f"A picture that job {job.id} started from is gone: {exc} Order it anew.", "source_gone") from exc
+        raise _no(f"A picture that job {job.id} needs is gone: {exc} Order it anew.", "source_gone") from exc
     return drawing.Placing(
         request=job.request,
         prompt=job.prompt,
         output_path=asked.output_path or job.output_path or drawing.DEFAULT_NAMES[job.request.tool],
         source_names=job.source_names,
-        request_key=key,
-        retry_of=job.id,
+        request_key=drawing.retry_key(job.id),
+        retry_of=job,
     )
 
 
-def _insist_on_sources(house: House, job: Job) -> None:
+def _insist_on_what_it_needs(house: House, job: Job) -> None:
     """Blocking."""
-    for picture in (*job.request.sources, job.request.mask, job.request.markup):
+    started_from = (*job.request.sources, job.request.mask, job.request.markup)
+    for picture in job.pictures or started_from:
         if picture is not None:
             house.store.get(picture.sha256)
 

@@ -144,7 +144,7 @@ def _drawn(house: House, caller: Caller, job: Job | None, wanted: _Wanted, numbe
     """A picture of an earlier generation, as it was received. Blocking."""
     if job is None:
         raise _no(f"There is no generation {wanted.text}; list_history shows the ids there are.", "no_such_job", wanted)
-    if job.state is not JobState.COMPLETED:
+    if not (job.state is JobState.COMPLETED or job.images):
         raise _no(f"Job {job.id} is {job.state.value} and has no picture to start from.", "not_completed", wanted)
     if number > len(job.images):
         raise _no(f"{wanted.text} names picture {number}, but the generation has {len(job.images)}.", "no_such_image", wanted)

@@ -175,7 +175,7 @@ def _images(house: House, job: Job) -> Iterator[Listed]:
             uri=IMAGE.format(uuid=job.id, n=n),
             name=_bounded((image.path or "").rpartition("/")[2], NAME_CHARACTERS_MAX) or f"image {n}",
             title=f"Picture {n} of {len(job.images)}: {_named(job)}",
-            description=_bounded(image.path or "", PATH_CHARACTERS_MAX) or "Its file name is forgotten.",
+            description=_where(job, image),
             mime_type=_mime(image.format),
             last_modified=summary.updated_at,
             priority=0.8,
@@ -196,7 +196,7 @@ async def links(house: House, report: JobReport) -> tuple[Listed, ...]:
     Raises:
         EventLogError
     """
-    if report.state != JobState.COMPLETED.value:
+    if not report.images:
         return ()
     try:
         job = await house.find_job(report.job_id)
@@ -238,7 +238,7 @@ async def _completed(house: House, job_id: str) -> Job:
     if job is None:
         raise _gone(f"There is no generation {_shown(job_id)}; list_history shows those there are.")
     await house.ledger.durable(job.position)
-    if job.state is not JobState.COMPLETED:
+    if not (job.state is JobState.COMPLETED or job.images):
         raise _gone(
             f"Job {job.id} is {job.state.value}, so it has no generation to read; check_job_status tells where it stands."
         )
@@ -251,11 +251,17 @@ def _base64(house: House, job: Job, image: StoredImage) -> str:
 
 
 def _why_not_there(job: Job, n: int, image: StoredImage) -> str:
-    where = f"Its file is, or was, {_bounded(image.path, PATH_CHARACTERS_MAX)}." if image.path else "Its file name is forgotten."
+    where = f"Its file is, or was, {_where(job, image)}." if image.path else _where(job, image)
     if job.imported:
         drawn = f"Picture {n} of {job.id} was drawn by {_plain(job.imported, NAME_CHARACTERS_MAX)}, not by imaged"
         return f"{drawn}, which holds only its record. {where}"
     return f"The store does not hold picture {n} of {job.id} any more. {where}"
+
+
+def _where(job: Job, image: StoredImage) -> str:
+    if image.path:
+        return _bounded(image.path, PATH_CHARACTERS_MAX)
+    return "It was not put in its place." if job.error_code == "not_saved" else "Its file name is forgotten."
 
 
 def _gone(sentence: str) -> Refused:

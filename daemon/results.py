@@ -36,7 +36,8 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class ImageResult(Result, frozen=True, kw_only=True):
-    """`path` is null once the file name has been forgotten. `original_sha256` is the picture exactly as the API sent it,
+    """`path` is null once the file name has been forgotten, and of a picture that could not be put in its place, of which
+    only the store has a copy. `original_sha256` is the picture exactly as the API sent it,
     which `resource` gives. `derived`: the original carries content credentials, the file is a copy with our metadata.
     """
 
@@ -266,7 +267,7 @@ def report(job: Job, *, warnings: tuple[str, ...] = (), message: str = "") -> Jo
         log_position=job.position,
         background=job.rendered.background or job.request.background,
         sources=_sources(job),
-        next_step=openai_api.next_step(job.error_code) if job.state in (JobState.FAILED, JobState.INTERRUPTED) else "",
+        next_step=_next_step(job),
         retry_at=None if job.retry_at is None else time(job.retry_at),
         moderation_stage=job.moderation_stage,
         moderation_categories=job.categories,
@@ -295,15 +296,30 @@ def sentence(job: Job) -> str:
         case JobState.CANCELLED:
             spent = {"unknown": "It may still be billed.", "yes": "It was billed.", "no": "Nothing was spent."}
             return f"Cancelled. {spent[job.billed]}"
-        case JobState.INTERRUPTED if job.billed != "unknown" and job.account.backend == "openai":
-            return f"{job.error} Its owner has found that it was {'' if job.billed == 'yes' else 'not '}billed."
+        case JobState.INTERRUPTED if _is_resolved(job):
+            return f"{job.error} Its owner has found that it was {'' if job.billed == 'yes' else 'not '}billed.".strip()
         case JobState.INTERRUPTED | JobState.FAILED:
-            return f"{job.error} {openai_api.next_step(job.error_code)}".strip()
+            return f"{job.error} {_next_step(job)}".strip()
+
+
+def _next_step(job: Job) -> str:
+    if job.state not in (JobState.FAILED, JobState.INTERRUPTED):
+        return ""
+    if _is_resolved(job):
+        return "Nothing is left to be found out; retry_job orders the picture again."
+    return openai_api.next_step(job.error_code)
+
+
+def _is_resolved(job: Job) -> bool:
+    return job.state is JobState.INTERRUPTED and job.billed != "unknown" and job.account.backend == "openai"
 
 
 def _made(job: Job) -> str:
     count = len(job.images)
     made = "1 picture was made" if count == 1 else f"{count} pictures were made"
+    if job.puts_what_was_kept and not job.imported:
+        put = "1 picture was" if count == 1 else f"{count} pictures were"
+        return f"{put} put in place as drawn for job {job.retry_of}; nothing was charged for that."
     if job.imported:
         lost = f" {len(job.missing)} of its files were not found." if job.missing else ""
         return f"Imported from the history of {job.imported}.{lost}"

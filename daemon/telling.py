@@ -43,7 +43,7 @@ async def tell(
     """What is said of a job as it stands, with its pictures if they are wanted and there."""
     attachments: list[Attachment] = []
     notes = list(warnings)
-    if job.state is JobState.COMPLETED and (picture_wanted or thumbnail_wanted):
+    if job.images and (picture_wanted or thumbnail_wanted):
         room = settings.inline_bytes_max * 3 // 4 // max(1, len(job.images))  # base64 makes four bytes of three
         for image in job.images:
             try:
@@ -51,7 +51,7 @@ async def tell(
                     partial(_attach, house, job, image, settings, _Wanted(thumbnail_wanted, picture_wanted, room))
                 )
             except (pictures.BadPicture, FileFailed) as exc:
-                notes.append(f"No preview of {image.path}: {exc}")
+                notes.append(f"No preview of {image.path or 'the picture'}: {exc}")
     notes += [a.note for a in attachments if a.note]
     notes += [_credentials(house, image) for image in job.images if image.derived]
     failed = job.state in (JobState.FAILED, JobState.CANCELLED, JobState.INTERRUPTED)

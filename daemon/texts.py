@@ -58,7 +58,8 @@ def _report(report: JobReport) -> str:
     lines = [report.message]
     for image in report.images:
         kind = f"{image.width}x{image.height} {image.format}" if image.width else image.format
-        lines.append(f"{image.path or '(file name forgotten)'}  ({kind}, {image.size_bytes:,} bytes)")
+        where = image.path or ("(not in its place)" if report.error_code == "not_saved" else "(file name forgotten)")
+        lines.append(f"{where}  ({kind}, {image.size_bytes:,} bytes)")
         lines.append(f"  sha256 {image.sha256}, UUID {image.uuid}, {image.resource}")
         if image.sidecar:
             lines.append(f"  metadata beside it: {image.sidecar}")

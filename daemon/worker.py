@@ -6,10 +6,12 @@ in the spool → `ReplyReceived` → files in their place → `JobCompleted`. A 
 put right at the next start from what the earlier one left behind.
 """
 
+import itertools
 import logging
 import random
 from datetime import UTC, datetime
 from functools import partial
+from typing import Literal
 
 import msgspec
 import trio
@@ -24,18 +26,20 @@ from eventlog.values import Cost, ImageFile, JobId, Picture, Words, digest
 from tools import metadata, openai_api, pricing, svg
 from tools.errors import FileFailed, Refused
 from tools.files import OutputRoot, Store
+from tools.names import OutputName
 from tools.openai_api import ApiRequest, Failure, Reply
 from tools.pictures import BadPicture
 
 JOB_SECONDS_MAX = 1800.0  # from the worker's start; three full attempts at the slowest sizes measured
 RECORD_SECONDS_MAX = 20.0  # the last fact of a job; a healthy disk needs milliseconds
 BACK_OFF_SECONDS_MAX = 60.0
-STORE_TRIES = 5  # the picture is paid for and in memory only: a full disk gets a moment to be emptied
+STORE_TRIES = 5  # before the picture, which is paid for and in memory only, is put straight into its place
 STORE_WAIT_SECONDS = 4.0
+STORE_SECONDS_MAX = 1800.0  # if that takes nothing either: a full disk is emptied some time
 ATTEMPTS_MAX = {"rate_limited": 8, "not_sent": 4, "server_error": 3}
 """By what went wrong, all attempts of the job counted. Anything else is not tried again."""
 
-
+_Patience = Literal["store", "rescue", "last try"]
 logger = logging.getLogger(__name__)
 
 
@@ -73,6 +77,8 @@ class Worker:
         resumed = True
         while (job := self._ledger.board.get(job_id)) is not None:
             match job.stage:
+                case Stage.STARTED if job.puts_what_was_kept:
+                    await self._finish(job, resumed=resumed)
                 case Stage.STARTED:
                     if resumed and job.retry_at is not None:  # the daemon before this one had been told to wait
                         await trio.sleep(max(0.0, (job.retry_at - datetime.now(UTC)).total_seconds()))
@@ -103,16 +109,17 @@ class Worker:
             await trio.sleep_forever()  # unwanted meanwhile; `_stop_when_unwanted` ends us
         key = self._keyring.key(job.account)
         outcome = await self._courier.send(request, job.account, key, started.client_request_id)
-        # Shielded: the answer is here and may be paid for, so no stop reaches us before it is on disk.
-        # Bounded by decoding one answer of bounded size and writing it.
+        # Shielded, as all that follows except for the waiting: the answer is here and may be paid for, so no stop reaches
+        # us before it is on disk. Bounded by decoding one answer of bounded size and writing it.
         with trio.CancelScope(shield=True):
             answer = await self._understand(job, outcome)
-            failure = await self._receive(job, started, answer) if isinstance(answer, Reply) else answer
-            if failure is None:
-                return
-            wait = _seconds_until_next(failure, attempt)
+        if isinstance(answer, Reply):
+            await self._receive(job, started, answer)
+            return
+        with trio.CancelScope(shield=True):
+            wait = _seconds_until_next(answer, attempt)
             final = wait is None or trio.current_time() + wait > give_up_at
-            await self._ledger.record(await self._failed(job, attempt, failure, None if final else wait))
+            await self._ledger.record(await self._failed(job, attempt, answer, None if final else wait))
         if wait is not None and not final:
             await trio.sleep(wait)
 
@@ -128,20 +135,48 @@ class Worker:
         read = partial(openai_api.read, job.request, outcome.status, outcome.headers, outcome.body)
         return await trio.to_thread.run_sync(read)
 
-    async def _receive(self, job: Job, started: AttemptStarted, reply: Reply) -> Failure | None:
-        """None once the reply is in the store and in the log; what went wrong if the disk takes it at no price."""
-        for last in (False,) * STORE_TRIES + (True,):
+    async def _receive(self, job: Job, started: AttemptStarted, reply: Reply) -> None:
+        """Returns once the reply is in the store and in the log or, if the disk takes it at no price, what became of it is.
+
+        What the store does not take for a while goes straight into its place, which may be on another disk.
+        """
+        rescued: list[str] = []
+        give_up_at = trio.current_time() + STORE_SECONDS_MAX
+        tries = itertools.count()
+        while not await self._is_safe(job, started, reply, rescued, _patience(next(tries), give_up_at)):
+            try:
+                await trio.sleep(STORE_WAIT_SECONDS)
+            except trio.Cancelled:
+                await self._is_safe(job, started, reply, rescued, "last try")
+                raise
+
+    async def _is_safe(self, job: Job, started: AttemptStarted, reply: Reply, rescued: list[str], patience: "_Patience") -> bool:
+        """False: nothing has been recorded yet."""
+        with trio.CancelScope(shield=True):
             try:
                 received = await trio.to_thread.run_sync(partial(self._keep, job, started, reply))
+                await self._ledger.record(decisions.receive_reply(received))
             except FileFailed as exc:
-                if last:
-                    message = f"The picture was drawn and charged, but it could not be kept: {exc}"
-                    return Failure("not_stored", message, "yes", status=200, request_id=reply.request_id, usage=reply.usage)
-                await trio.sleep(STORE_WAIT_SECONDS)
-                continue
-            await self._ledger.record(decisions.receive_reply(received))
-            return None
-        raise AssertionError("the last try either returns or keeps the reply")
+                safe = patience != "store" and await trio.to_thread.run_sync(partial(self._rescue, job, reply, rescued))
+                if not safe and patience != "last try":
+                    return False
+                failure = _not_stored(job, reply, exc, rescued)
+                await self._ledger.record(await self._failed(job, started.attempt, failure, None))
+        return True
+
+    def _rescue(self, job: Job, reply: Reply, rescued: list[str]) -> bool:
+        """Blocking. Whether every picture stands in its place now, as it was received; `rescued` says where."""
+        try:
+            with OutputRoot.open(job.output_dir or "", any_path=job.any_path) as root:
+                for number, image in enumerate(reply.images[len(rescued) :], start=len(rescued) + 1):
+                    if image.format == "svg":
+                        svg.check(image.data)
+                    name = _name(root, job, image.format, number, len(reply.images))
+                    rescued.append(str(root.place(name, image.data, token=f"{job.id}-{number}")))
+        except (Refused, FileFailed, BadPicture) as exc:
+            logger.warning("what the store does not take finds no place either", extra={"job": job.id, "why": str(exc)})
+            return False
+        return True
 
     def _keep(self, job: Job, started: AttemptStarted, reply: Reply) -> ReplyReceived:
         """Blocking. Pictures first, then the figures: the spool never names a picture that is not durable."""
@@ -196,27 +231,33 @@ class Worker:
     async def _finish(self, job: Job, *, resumed: bool) -> None:
         # Shielded: the picture is paid for. Bounded by writing and syncing at most ten files.
         with trio.CancelScope(shield=True):
+            placed: list[str] = []
             try:
-                completed, words = await trio.to_thread.run_sync(partial(self._place, job, resumed))
+                completed, words = await trio.to_thread.run_sync(partial(self._place, job, resumed, placed))
             except (Refused, FileFailed, BadPicture) as exc:
                 kept = ", ".join(str(self._store.path(picture.sha256)) for picture in job.pictures)
                 sentence = f"The picture was drawn and is safe, but could not be put in its place: {exc} It is kept as {kept}."
-                await self._ledger.record(decisions.fail_job(job.id, "not_saved", "yes", sentence))
+                sentence += f" In their place already: {', '.join(placed)}." if placed else ""
+                await self._ledger.record(decisions.fail_job(job.id, "not_saved", job.billed, sentence))
             else:
                 await self._ledger.record(decisions.complete_job(completed, words))
             await trio.to_thread.run_sync(partial(self._forget_spool, job))
 
     def _forget_spool(self, job: Job) -> None:
         """Blocking. What stays behind is ignored: the log already holds all of it."""
+        if job.puts_what_was_kept:
+            return
         try:
             self._store.unspool(job.client_request_id)
         except FileFailed as exc:
             logger.warning("a spooled reply could not be removed", extra={"job": job.id, "why": str(exc)})
 
-    def _place(self, job: Job, resumed: bool) -> tuple[JobCompleted, Words]:
-        """Blocking. With `resumed` a file that an earlier life put there is found again instead of made twice."""
+    def _place(self, job: Job, resumed: bool, paths: list[str]) -> tuple[JobCompleted, Words]:
+        """Blocking. With `resumed` a file that an earlier life put there is found again instead of made twice.
+
+        `paths` says where those are that stand in their place, also when one that follows fails.
+        """
         images: list[ImageFile] = []
-        paths: list[str] = []
         sidecars: list[str] = []
         with OutputRoot.open(job.output_dir or "", any_path=job.any_path) as root:
             for number, picture in enumerate(job.pictures, start=1):
@@ -225,8 +266,7 @@ class Worker:
                     svg.check(received)
                 provenance = _provenance(job, picture)
                 data = received if job.sidecar else metadata.embed(received, provenance, job.embedding)
-                name = root.parse(job.output_path or "", output_format=picture.format)
-                name = name.numbered(number) if len(job.pictures) > 1 else name
+                name = _name(root, job, picture.format, number, len(job.pictures))
                 # Only what bears the job's id is surely this very file; with a sidecar or without metadata nothing does.
                 adopt = resumed and data != received
                 path = root.place(name, data, token=f"{job.id}-{number}", adopt=adopt)
@@ -247,6 +287,28 @@ class Worker:
                     )
                 )
         return JobCompleted(job=job.id, images=tuple(images)), Words(salt="", paths=tuple(paths), sidecars=tuple(sidecars))
+
+
+def _patience(tries: int, give_up_at: float) -> _Patience:
+    if trio.current_time() >= give_up_at:
+        return "last try"
+    return "store" if tries < STORE_TRIES else "rescue"
+
+
+def _name(root: OutputRoot, job: Job, output_format: str, number: int, count: int) -> OutputName:
+    name = root.parse(job.output_path or "", output_format=output_format)
+    return name.numbered(number) if count > 1 else name
+
+
+def _not_stored(job: Job, reply: Reply, why: FileFailed, rescued: list[str]) -> Failure:
+    drawn = "The picture was drawn" + ("" if job.account.backend == "offline" else " and charged")
+    if len(rescued) == len(reply.images):
+        message = f"{drawn}. The store did not take it, so there is only its file, as it was received: "
+    else:
+        message = f"{drawn}, but it could not be kept: {why} "
+        message += "Of its pictures only these are safe: " if rescued else ""
+    message += ", ".join(rescued)
+    return Failure("not_stored", message.strip(), "yes", status=200, request_id=reply.request_id, usage=reply.usage)
 
 
 def _cost_of_useless(job: Job, failure: Failure) -> Cost | None:

@@ -216,6 +216,10 @@ def _told(event: JobEvent | LaterEvent, commit: Commit) -> str:
                 f"imported from {event.source}, which dates it {event.created_at:%Y-%m-%d %H:%M:%S} UTC: "
                 f"{event.request.model}, {found} of {len(images)} files found; “{visible(words.prompt)}”"
             )
+        case JobRequested(retry_of=earlier) if event.kept:
+            count = len(event.kept)
+            pictures = "1 picture" if count == 1 else f"{count} pictures"
+            return f"requested by {event.client.name}: {pictures} of job {earlier} to be put in place; “{visible(words.prompt)}”"
         case JobRequested(request=r):
             pictures = "1 picture" if r.count == 1 else f"{r.count} pictures"
             return (

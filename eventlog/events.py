@@ -65,7 +65,8 @@ class JobRequested(Value, frozen=True, tag=True):
 
     `sidecar`: the picture's file is left as it came and its provenance is put beside it. `request_key` is the
     digest of the key by which the asker can ask again without ordering again; empty without one. `retry_of` is the job
-    that came to nothing and is drawn again by this one.
+    that came to nothing and is drawn again by this one. If that one was drawn and only not put in its place, `kept` are
+    its pictures, as they were `rendered`: they are in the store and paid for, so nothing is asked of the API.
     """
 
     job: JobId
@@ -78,6 +79,8 @@ class JobRequested(Value, frozen=True, tag=True):
     sidecar: bool = False
     request_key: str = ""
     retry_of: JobId | None = None
+    kept: tuple[Picture, ...] = ()
+    rendered: Rendered = Rendered()
 
 
 class JobStarted(Value, frozen=True, tag=True):

@@ -156,7 +156,8 @@ def find(directory: Path, jobs: Collection[JobId], disk: Disk | None = None, *, 
 def stored_by(event: Event) -> Iterator[Sha256]:
     """The blobs that the store holds because of this fact. What was imported is not in the store."""
     match event:
-        case JobRequested(request=request):
+        case JobRequested(request=request, kept=kept_pictures):
+            yield from (picture.sha256 for picture in kept_pictures)
             yield from (one.sha256 for one in (*request.sources, request.mask, request.markup) if one is not None)
         case AttemptFailed(kept=kept) if kept is not None:
             yield kept.sha256

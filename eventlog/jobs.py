@@ -98,13 +98,17 @@ _NEXT: dict[tuple[Stage, type[Event]], Stage] = {
 _AFTER_UNKNOWN: dict[tuple[Stage, type[Event]], Stage] = {(Stage.STARTED, JobInterrupted): Stage.INTERRUPTED}
 """Only a job whose last attempt may have been billed can be interrupted between attempts."""
 
+_FROM_KEPT: dict[tuple[Stage, type[Event]], Stage] = {(Stage.STARTED, JobCompleted): Stage.COMPLETED}
+"""Only a job that was ordered with pictures of an earlier one comes to its end without an attempt."""
+
 
 class Job(Value, frozen=True):
     """All that is known of one job. Times are UTC. `position` is the commit that last changed it.
 
     `imported` names the earlier program that drew it, and `missing` its files that were not found then.
     `retry_at` is when a job between two attempts asks again; from `forgotten_at` on its words are gone. `retry_of` is
-    the job that this one draws again.
+    the job that this one draws again. `pictures` are what the API sent, `images` what can be had of it once the job is
+    over: files or, of a job that failed to put them in their place, the store's copies alone, without a path.
     """
 
     id: JobId
@@ -149,6 +153,11 @@ class Job(Value, frozen=True):
     def state(self) -> JobState:
         return STATE_OF[self.stage]
 
+    @property
+    def puts_what_was_kept(self) -> bool:
+        """Nothing is asked of the API: it is about pictures that an earlier job has paid for."""
+        return bool(self.pictures) and self.attempts == 0
+
 
 def _words(commit: Commit) -> Words:
     return commit.words or Words(salt="")
@@ -176,6 +185,8 @@ def _requested(event: JobRequested, commit: Commit) -> Job:
         request_key=event.request_key,
         source_names=words.sources,
         retry_of=event.retry_of,
+        pictures=event.kept,
+        rendered=event.rendered,
     )
 
 
@@ -226,6 +237,8 @@ def advance(job: Job, event: JobEvent, commit: Commit) -> Job:
     stage = _NEXT.get(key)
     if stage is None and job.billed == "unknown":
         stage = _AFTER_UNKNOWN.get(key)
+    if stage is None and job.puts_what_was_kept:
+        stage = _FROM_KEPT.get(key)
     if stage is None:
         raise IllegalTransition(f"job {job.id} is {job.stage.value}; {type(event).__name__} may not follow")
     changes = _changes(job, event, _words(commit), commit.at)
@@ -301,8 +314,8 @@ def _changes(job: Job, event: JobEvent, words: Words, at: datetime) -> dict[str,
         case JobCompleted():
             return {"images": _saved(job, event, words)}
         case JobFailed():
-            billed = _worse(job.billed, event.billed)
-            return {"billed": billed, "error_code": event.code, "error": words.message or "", "retry_at": None}
+            failed = {"billed": _worse(job.billed, event.billed), "error_code": event.code, "error": words.message or ""}
+            return {**failed, "retry_at": None, "images": tuple(map(_only_stored, job.pictures))}
         case JobInterrupted():
             billed = "no" if job.account.backend == "offline" else "unknown"
             return {"billed": billed, "error_code": event.code, "error": words.message or "", "retry_at": None}
@@ -321,6 +334,10 @@ def _saved(job: Job, event: JobCompleted, words: Words) -> tuple[StoredImage, ..
             f"job {job.id} completed with {len(event.images)} images, {len(paths)} paths and {len(words.sidecars)} sidecars"
         )
     return _located(event.images, paths, words.sidecars)
+
+
+def _only_stored(picture: Picture) -> StoredImage:
+    return StoredImage(path=None, original=picture.sha256, **msgspec.structs.asdict(picture))
 
 
 def _worse(a: Billed, b: Billed) -> Billed:

@@ -104,8 +104,13 @@ def test_a_key_whose_order_failed_says_how_to_ask_again(tmp_path: Path) -> None:
     with StandIn(no) as standin, running(tmp_path, **api(standin.url)) as program:
         job_id = start(program, idempotency_key="k")["result"]["job_id"]
         wait_until(lambda: state(program, job_id) == "failed", "the refusal")
-        assert "choose a new key" in start(program, idempotency_key="k")["result"]["warnings"][0]
-        assert len(standin.requests) == 1
+        told = start(program, idempotency_key="k")["result"]
+        assert told["job_id"] == job_id and told["warnings"][0].endswith("It failed; retry_job orders the picture again.")
+        retried = program.ask("retry_job", job_id=job_id)["result"]["job_id"]
+        wait_until(lambda: state(program, retried) == "completed", "the picture")
+        told = start(program, idempotency_key="k")["result"]
+        assert told["job_id"] == retried and job_id in told["warnings"][0] and "retry_job orders" not in told["warnings"][0]
+        assert len(standin.requests) == 2
 
 
 def test_a_wait_that_the_api_asked_for_outlives_a_restart_and_ends_with_a_cancel(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """What came to nothing by the real program: drawn again once, resolved by its owner, and counted."""
 
+import base64
+import hashlib
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +12,8 @@ import pytest
 from daemon import client
 from eventlog.events import JobRequested, JobResolved
 from tests.program import Program, Stdio, running, wait_until
-from tests.standin import Behaviour, StandIn
+from tests.standin import Behaviour, Request, StandIn
+from tests.test_control import spoken
 from tests.test_jobs import Gate, api, start, state
 from tests.tools.pictures_for_tests import picture
 
@@ -196,3 +199,102 @@ def test_the_models_are_listed_with_price_and_last_day(tmp_path: Path) -> None:
         gone = models["gpt-image-1"]
         assert gone["status"] == "retired" and gone["gone_from"] and gone["replacement"] in models
         assert f"gpt-image-1 (no longer answers since {gone['gone_from']})" in answer["text"]
+
+
+def unplaced(program: Program, standin: StandIn, **arguments: object) -> dict[str, Any]:
+    """A picture that is drawn, and whose folder has become a file meanwhile."""
+
+    def spoil(request: Request) -> None:
+        program.pictures.mkdir(exist_ok=True)
+        (program.pictures / "late").write_text("a file where the folder should be", "utf-8")
+        request.reply(200, request.good_reply())
+
+    standin.will(spoil)
+    job_id = start(program, output_path="late/fox.png", **arguments)["result"]["job_id"]
+    assert ended(program, job_id) == "failed"
+    report: dict[str, Any] = program.ask("get_job_result", job_id=job_id)["result"]
+    assert (report["error_code"], report["billed"]) == ("not_saved", "yes") and "retry_job" in report["next_step"]
+    return report
+
+
+def test_what_could_not_be_put_in_its_place_can_be_had_by_its_id(tmp_path: Path) -> None:
+    with StandIn() as standin, running(tmp_path, **api(standin.url)) as program, Stdio(program.environment) as client:
+        client.initialize()
+        report = unplaced(program, standin)
+        (image,) = report["images"]
+        assert image["path"] is None and "(not in its place)" in program.ask("get_job_result", job_id=report["job_id"])["text"]
+        program.places.index.unlink()
+        program.kill()
+        program.start().ready()
+        status, headers, data = spoken(program, f"GET /v1/images/{report['job_id']}/1 HTTP/1.1\r\nHost: imaged\r\n\r\n".encode())
+        assert status == 200 and headers["etag"].strip('"') == image["sha256"] == hashlib.sha256(data).hexdigest()
+        client.request("resources/read", {"uri": image["resource"]})
+        (contents,) = client.answer(client._id)["result"]["contents"]
+        assert base64.b64decode(contents["blob"]) == data
+        shown = client.call("get_job_result", job_id=report["job_id"], include_thumbnail=True)
+        assert [content["type"] for content in shown["content"]].count("image") == 1
+        edited = client.call("edit_image", prompt="bluer", reference_images=[report["job_id"]], quality="low")
+        assert not edited.get("isError"), edited
+
+
+def test_what_could_not_be_put_in_its_place_is_put_there_and_not_paid_for_again(tmp_path: Path) -> None:
+    with StandIn() as standin, running(tmp_path, **api(standin.url)) as program:
+        report = unplaced(program, standin, sample_count=2)
+        settled = spending(program)["total"]
+        again = retry(program, report["job_id"], output_path="fox.png")["result"]
+        assert again["retry_of"] == report["job_id"] and again["cost"]["high_micro_usd"] in (0, None)
+        assert ended(program, again["job_id"]) == "completed"
+        done = program.ask("get_job_result", job_id=again["job_id"])["result"]
+        assert (done["billed"], done["cost"]["micro_usd"], done["quality"]) == ("no", 0, report["quality"])
+        assert "put in place as drawn for job " + report["job_id"] in done["message"]
+        assert [image["original_sha256"] for image in done["images"]] == [image["sha256"] for image in report["images"]]
+        assert [Path(image["path"]).name for image in done["images"]] == ["fox_1.png", "fox_2.png"]
+        assert all(Path(image["path"]).read_bytes().startswith(b"\x89PNG") for image in done["images"])
+        assert len(standin.requests) == 1 and spending(program)["total"] == settled
+        assert retry(program, report["job_id"])["result"]["job_id"] == again["job_id"]
+        assert retry(program, again["job_id"])["refused"]["code"] == "already_over"
+        story = [event for commit in program.log() for event in commit.events]
+        assert [len(event.kept) for event in story if isinstance(event, JobRequested)] == [0, 2]
+        program.ask("forget", uuid=report["job_id"])
+        asked = f"GET /v1/images/{again['job_id']}/2 HTTP/1.1\r\nHost: imaged\r\n\r\n"
+        assert spoken(program, asked.encode())[0] == 200, "another job still needs it"
+        program.kill()
+        program.places.index.unlink()
+        program.start().ready()
+        rebuilt = program.ask("get_job_result", job_id=again["job_id"])["result"]
+        assert rebuilt == {**done, "warnings": rebuilt["warnings"]}
+
+
+def test_what_is_put_in_its_place_again_and_fails_again_is_still_there(tmp_path: Path) -> None:
+    with StandIn() as standin, running(tmp_path, **api(standin.url)) as program:
+        report = unplaced(program, standin)
+        assert retry(program, report["job_id"])["refused"]["argument"] == "output_path"
+        (program.pictures / "late").unlink()
+        (program.pictures / "late").symlink_to(tmp_path)
+        assert retry(program, report["job_id"])["refused"]["code"] == "path_link"
+        (program.pictures / "late").unlink()
+        again = retry(program, report["job_id"])["result"]["job_id"]
+        assert ended(program, again) == "completed" and (program.pictures / "late" / "fox.png").exists()
+        shutil.rmtree(program.pictures / "late")
+        gone = unplaced(program, standin)
+        shutil.rmtree(program.places.store)
+        assert retry(program, gone["job_id"], output_path="x.png")["refused"]["code"] == "source_gone"
+        assert len(standin.requests) == 2
+
+
+def test_a_trial_takes_the_place_of_no_picture_and_a_new_key_may(tmp_path: Path) -> None:
+    with StandIn(lost) as standin, running(tmp_path, **api(standin.url)) as program:
+        job_id = lose(program)
+        with Stdio({**program.environment, "IMAGED_BACKEND": "offline"}) as client:
+            client.initialize()
+            refusal = client.call("retry_job", job_id=job_id)["structuredContent"]["error"]
+            assert refusal["code"] == "other_account" and "placeholders" in refusal["message"]
+            trial = client.call("start_generation_job", tool_name="generate_image", prompt="x")["structuredContent"]["job_id"]
+        assert retry(program, trial)["refused"]["code"] == "other_account"
+        with Stdio({**program.environment, "OPENAI_API_KEY": "sk-test-another-key-0123456789"}) as client:
+            client.initialize()
+            again = client.call("retry_job", job_id=job_id)["structuredContent"]
+            assert "was ordered with the key" in again["warnings"][0]
+        assert ended(program, again["job_id"]) == "completed"
+        told = retry(program, job_id, output_path="elsewhere.png")["result"]
+        assert told["job_id"] == again["job_id"] and "output_path was not used" in told["warnings"][1]

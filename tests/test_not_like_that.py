@@ -332,6 +332,7 @@ def test_15_a_folder_with_a_dot_and_a_name_without_extension_are_where_they_were
 
 def test_15_a_place_that_becomes_impossible_too_late_costs_no_picture(scene: Scene) -> None:
     def spoil(request: Request) -> None:
+        scene.program.pictures.mkdir(exist_ok=True)
         (scene.program.pictures / "late").write_text("a file where the folder should be")
         draw(request)
 

@@ -39,7 +39,7 @@ NEXT_STEPS: Mapping[str, str] = {
     "bad_reply": "OpenAI answered with something else than the picture; its bytes are kept in the store.",
     "not_stored": "Free some space on the disk of IMAGED_HOME before the next picture.",
     "source_gone": "Ask again with the picture as a file.",
-    "not_saved": "Make the output directory usable; the picture is in the store already.",
+    "not_saved": "Nothing is lost: retry_job puts it in its place, or under another output_path, and costs nothing.",
 }
 _BILLING = {
     "insufficient_quota",

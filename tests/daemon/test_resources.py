@@ -281,7 +281,7 @@ def test_a_report_that_tells_of_no_picture_links_to_none_that_came_since(tmp_pat
                 f"imaged://image/{job.id}/1",
                 f"imaged://image/{job.id}/2",
             ]
-            assert await resources.links(house, msgspec.structs.replace(report, state="running")) == ()
+            assert await resources.links(house, msgspec.structs.replace(report, state="running", images=())) == ()
 
     run(main)
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 import httpx
 import pytest
 import trio
+from PIL import Image
 
 from daemon import courier, offline, scheduler, supervisor, worker
 from daemon.courier import RawReply
@@ -50,14 +51,14 @@ class FullDisk(Disk):
         super().pwrite(fd, data, offset)
 
 
-def drawn(home: Path, disk: Disk | None = None, *, stopped: bool = False) -> str:
+def drawn(home: Path, disk: Disk | None = None, *, stopped: bool = False, name: str = "x.png") -> str:
     """What the log tells of a job after a worker has drawn it."""
 
     async def main() -> None:
         with trio.fail_after(SECONDS_MAX), opened(home) as house:
             async with house.ledger.writing():
                 order = requested(A, OFFLINE, size="1024x1024", quality="low")
-                await house.ledger.record(say(order, prompt="x", output_path="x.png", output_dir=str(home / "pictures")))
+                await house.ledger.record(say(order, prompt="x", output_path=name, output_dir=str(home / "pictures")))
                 await house.ledger.record(say(started(A)))
                 with trio.CancelScope() as scope:
                     hand = StoppedAtTheAnswer(scope.cancel if stopped else lambda: None)
@@ -73,14 +74,44 @@ def test_a_stop_at_the_answer_does_not_cost_the_picture(tmp_path: Path) -> None:
     assert (tmp_path / "pictures" / "x.png").exists()
 
 
-def test_a_store_that_is_full_for_a_moment_still_gets_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "STORE_WAIT_SECONDS", 0)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_store_that_is_full_for_a_moment_still_gets_the_picture(tmp_path: Path) -> None:
     assert " completed: " in drawn(tmp_path, FullDisk(3))
 
 
-def test_a_store_that_stays_full_is_told_as_paid_and_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "STORE_WAIT_SECONDS", 0)
-    assert "failed: not_stored, billed: " in drawn(tmp_path, FullDisk(1000))
+@pytest.mark.usefixtures("impatient")
+def test_what_a_full_store_does_not_take_is_put_straight_into_its_place(tmp_path: Path) -> None:
+    told = drawn(tmp_path, FullDisk(10**6))
+    picture = tmp_path / "pictures" / "x.png"
+    assert "failed: not_stored, billed: " in told and str(picture) in told
+    with Image.open(picture) as image:
+        image.load()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_store_that_has_room_again_after_minutes_still_gets_what_nothing_else_takes(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "late").write_text("a file where the folder should be", "utf-8")
+    told = drawn(tmp_path, FullDisk(100), name="late/x.png")
+    assert "reply received: 1 in the store" in told and "failed: not_saved, billed: no" in told
+
+
+def test_what_no_disk_takes_for_so_long_is_told_as_paid_and_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "STORE_SECONDS_MAX", 0)
+    (tmp_path / "pictures").write_text("a file where the folder should be", "utf-8")
+    told = drawn(tmp_path, FullDisk(10**6))
+    assert "failed: not_stored, billed: " in told and "could not be kept" in told
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_stop_while_the_store_is_full_puts_the_picture_into_its_place(tmp_path: Path) -> None:
+    told = drawn(tmp_path, FullDisk(10**6), stopped=True)
+    assert "failed: not_stored" in told and (tmp_path / "pictures" / "x.png").exists()
 
 
 class StoppedAtTheLastByte(httpx.AsyncByteStream):
