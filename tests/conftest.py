@@ -23,6 +23,11 @@ def beside_python(program: str) -> str:
     return found
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of the executable first, so that one worker has them all and no other waits for its being built."""
+    items.sort(key=lambda item: "frozen" not in getattr(item, "fixturenames", ()))
+
+
 @contextmanager
 def once(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[tuple[Path, bool]]:
     """A folder for all workers of a run, and whether it is for this one to fill. The others wait until it is."""

@@ -242,8 +242,14 @@ MOMENTS: dict[str, Callable[[], None]] = {
 }
 
 
-@pytest.mark.parametrize("lose_index", [False, True], ids=["with its index", "without its index"])
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    ("moment", "lose_index"),
+    [
+        *((moment, False) for moment in MOMENTS),
+        ("before the index is scrubbed", True),
+        ("while the copy is written", True),
+    ],
+)
 def test_a_kill_while_forgetting_is_finished_at_the_next_start(moment: str, lose_index: bool, tmp_path: Path) -> None:
     with StandIn() as standin:
         told = settings(tmp_path, standin.url)
