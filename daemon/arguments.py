@@ -105,6 +105,14 @@ class Draw(Arguments, frozen=True, kw_only=True):
     ] = 1
     return_base64: ReturnBase64 = False
     include_thumbnail: IncludeThumbnail = None
+    idempotency_key: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=200)] | None,
+        Meta(description="A key of your own: asked again with the same key, the same job answers and nothing is drawn twice."),
+    ] = None
+    again: Annotated[
+        bool, Meta(description="Draw another one although the same order is still under way. Left out: that one answers.")
+    ] = False
+    dry_run: Annotated[bool, Meta(description="Draw nothing: check everything and say what it would cost. Free.")] = False
 
 
 class GenerateImage(Draw, frozen=True, kw_only=True):
@@ -174,10 +182,6 @@ class StartGenerationJob(Retouch, frozen=True, kw_only=True):
 
     tool_name: Annotated[ToolName, Meta(description="Which of the drawing tools to run.")]
     output_path: Annotated[str | None, Meta(description=_OUTPUT_PATH)] = None
-    idempotency_key: Annotated[
-        Annotated[str, Meta(min_length=1, max_length=200)] | None,
-        Meta(description="A key of your own: asked again with the same key, the same job answers and nothing is drawn twice."),
-    ] = None
 
 
 class ListGeneratedImages(Arguments, frozen=True):

@@ -6,8 +6,9 @@ nothing to say, `Refused` means no. Where a job has moved on since the caller lo
 
 from collections.abc import Callable, Mapping
 
-from daemon.errors import Refused
+from daemon.errors import AlreadyOrdered, Refused
 from daemon.ledger import NOTHING, Decision, Facts, Views
+from daemon.untold import Untold
 from eventlog.events import (
     AttemptFailed,
     AttemptStarted,
@@ -54,10 +55,16 @@ def receive_request(received: RequestReceived, words: Words) -> Decision:
     return lambda views: Facts((received,), None if views.log_full else words)
 
 
-def request_job(received: RequestReceived, requested: JobRequested, words: Words) -> Decision:
-    """The request and the job it orders are one decision."""
+def request_job(received: RequestReceived, requested: JobRequested, words: Words, untold: Untold | None = None) -> Decision:
+    """The request and the job it orders are one decision. With `untold`, the same order twice is one job.
+
+    Raises:
+        AlreadyOrdered
+    """
 
     def decide(views: Views) -> Facts:
+        if untold is not None and (same := untold.find(views.board, requested, words)) is not None:
+            raise AlreadyOrdered(same)
         if views.log_full:
             raise Refused(
                 "The disk that holds the event log is full, so no new picture is started. Free some space and ask again.",

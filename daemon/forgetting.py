@@ -15,7 +15,7 @@ from typing import Annotated, NamedTuple
 import trio
 from msgspec import Meta
 
-from daemon import decisions, drawing, questions, results
+from daemon import decisions, ordering, questions, results
 from daemon.arguments import Arguments
 from daemon.errors import Refused
 from daemon.house import House
@@ -61,7 +61,7 @@ class Removed(NamedTuple):
 
 
 # The last is what a batch file's nameless pictures get, without its number.
-NAMES_GIVEN = frozenset({*drawing.DEFAULT_NAMES.values(), "batch.png"})
+NAMES_GIVEN = frozenset({*ordering.DEFAULT_NAMES.values(), "batch.png"})
 NOTHING_REMOVED = Removed(0, (), ())
 
 
@@ -69,6 +69,7 @@ async def forget(house: House, caller: Caller, asked: Forget) -> Answer:
     """Once it is recorded it is carried out, now or at the next start, whether or not the asker stays."""
     job = await questions.find(house, asked.uuid, "uuid")
     decisions.insist_on_over(job)
+    house.untold.tell(job)
     await house.ledger.durable(house.ledger.position)  # requests ride along unhurried, and may repeat the words
     found = await trio.to_thread.run_sync(partial(find, house.places.events, {job.id}, given=NAMES_GIVEN))
     wanted = WordsForgotten(job=job.id, positions=tuple(line.position for line in found.lines), files=asked.files)

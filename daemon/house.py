@@ -13,6 +13,7 @@ from daemon.config import Places
 from daemon.ending import Closing, Ending
 from daemon.keyring import Keyring
 from daemon.ledger import Ledger
+from daemon.untold import Untold
 from eventlog.history import History
 from eventlog.index import Index
 from eventlog.jobs import Job
@@ -62,6 +63,7 @@ class House:
     answering: int = 0
     conversed_at: float = -math.inf
     keyed_orders: trio.Lock = field(default_factory=trio.Lock)
+    untold: Untold = field(default_factory=Untold)
     vetting: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(VETTED_AT_ONCE_MAX))
     desk: ImportDesk = field(default_factory=ImportDesk)
 

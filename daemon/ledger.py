@@ -104,6 +104,14 @@ class Ledger:
             await self.durable(position)
         return facts.events
 
+    def consider(self, decide: Decision) -> None:
+        """Ask a decision and let it rest: nothing is recorded.
+
+        Raises:
+            Refused: by the decision.
+        """
+        decide(Views(self.board, self.spending, self._log.full))
+
     async def post(self, decide: Decision) -> None:
         """Like `record`, but the fact rides along with the next sync and nobody waits for it."""
         while len(self._pending) >= PENDING_MAX:

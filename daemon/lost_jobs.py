@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import trio
 from msgspec import Meta
 
-from daemon import decisions, drawing, questions, telling
+from daemon import decisions, ordering, questions, telling
 from daemon.arguments import Arguments, JobIdText
 from daemon.errors import Refused
 from daemon.house import House
@@ -52,10 +52,10 @@ async def retry_job(house: House, caller: Caller, received: RequestReceived, wor
     async with house.keyed_orders:  # two for the same job, one after the other
         job = await questions.find(house, asked.job_id, "job_id")
         _insist_on_backend(job, caller.session.settings.account)
-        again = await house.find_job_of_key(drawing.retry_key(job.id))
+        again = await house.find_job_of_key(ordering.retry_key(job.id))
         if again is None:
             placing = await _placing(house, job, asked)
-            job_id, warnings = await drawing.place(house, caller, received, words, placing)
+            job_id, warnings = await ordering.place(house, caller, received, words, placing)
             warnings += _who_pays(job, caller.session.settings.account)
         else:
             _insist_on_hope(job, again)
@@ -107,7 +107,7 @@ def _who_pays(job: Job, account: Account) -> tuple[str, ...]:
     return (f"Job {job.id} was ordered with the key {job.account.key}; this is ordered with {account.key}, or another project.",)
 
 
-async def _placing(house: House, job: Job, asked: RetryJob) -> drawing.Placing:
+async def _placing(house: House, job: Job, asked: RetryJob) -> ordering.Placing:
     if not job.state.is_over:
         raise _no(f"Job {job.id} is {job.state.value}; wait for it, or cancel it first.", "not_over")
     if job.state is JobState.COMPLETED:
@@ -118,13 +118,14 @@ async def _placing(house: House, job: Job, asked: RetryJob) -> drawing.Placing:
         await trio.to_thread.run_sync(partial(_insist_on_what_it_needs, house, job))
     except FileFailed as exc:
         raise _no(f"A picture that job {job.id} needs is gone: {exc} Order it anew.", "source_gone") from exc
-    return drawing.Placing(
+    return ordering.Placing(
         request=job.request,
         prompt=job.prompt,
-        output_path=asked.output_path or job.output_path or drawing.DEFAULT_NAMES[job.request.tool],
+        output_path=asked.output_path or job.output_path or ordering.DEFAULT_NAMES[job.request.tool],
         source_names=job.source_names,
-        request_key=drawing.retry_key(job.id),
+        request_key=ordering.retry_key(job.id),
         retry_of=job,
+        again=True,
     )
 
 

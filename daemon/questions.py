@@ -55,8 +55,7 @@ async def list_history(house: House, caller: Caller, asked: arguments.ListHistor
 
 
 async def get_history_by_uuid(house: House, caller: Caller, asked: arguments.GetHistoryByUuid) -> Answer:
-    job = await find(house, asked.uuid, "uuid")
-    return Answer(results.report(job))
+    return _told(house, await find(house, asked.uuid, "uuid"))
 
 
 async def list_jobs(house: House, caller: Caller, asked: arguments.ListJobs) -> Answer:
@@ -75,7 +74,12 @@ async def list_jobs(house: House, caller: Caller, asked: arguments.ListJobs) -> 
 
 
 async def check_job_status(house: House, caller: Caller, asked: arguments.JobOnly) -> Answer:
-    return Answer(results.report(await find(house, asked.job_id, "job_id")))
+    return _told(house, await find(house, asked.job_id, "job_id"))
+
+
+def _told(house: House, job: Job) -> Answer:
+    house.untold.tell(job)
+    return Answer(results.report(job))
 
 
 async def get_job_result(house: House, caller: Caller, asked: arguments.GetJobResult) -> Answer:
@@ -118,6 +122,8 @@ async def wait_for_jobs(house: House, caller: Caller, asked: arguments.WaitForJo
         jobs = [await find(house, job_id, "job_ids") for job_id in asked.job_ids]
         changed = any(job.position > asked.after for job in jobs)
         if changed or all(job.state.is_over for job in jobs) or trio.current_time() >= give_up_at:
+            for job in jobs:
+                house.untold.tell(job)
             return Answer(results.JobsNow(position=seen, jobs=tuple(results.report(job) for job in jobs)))
         with trio.move_on_at(give_up_at):
             await house.ledger.wait_beyond(seen)

@@ -113,7 +113,7 @@ class JobReport(JobSummary, frozen=True, kw_only=True):
 
     `next_step` is what to do about `error_code`, `retry_at` when a job between two attempts asks again. `imported` names
     the earlier program that drew it; `missing_files` are those that were not found when it was imported. `retry_of` is
-    the job that this one draws again.
+    the job that this one draws again. Of a dry run the `state` is "dry_run", and there is no `job_id`.
     """
 
     message: str

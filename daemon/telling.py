@@ -41,6 +41,7 @@ async def tell(
     thumbnail_wanted: bool = False,
 ) -> Answer:
     """What is said of a job as it stands, with its pictures if they are wanted and there."""
+    house.untold.tell(job)
     attachments: list[Attachment] = []
     notes = list(warnings)
     if job.images and (picture_wanted or thumbnail_wanted):

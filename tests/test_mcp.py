@@ -152,7 +152,7 @@ def test_ten_parallel_pictures_with_one_name_from_two_clients_are_ten_files(tmp_
     with running(tmp_path) as program, Stdio(environment(tmp_path)) as one, Stdio(environment(tmp_path)) as two:
         one.initialize()
         two.initialize()
-        asked = [(c, c.request("tools/call", drawing(f"{n}"))) for n in range(5) for c in (one, two)]
+        asked = [(c, c.request("tools/call", drawing(f"{n} of {c.process.pid}"))) for n in range(5) for c in (one, two)]
         paths = [c.answer_any()["structuredContent"]["images"][0]["path"] for c, _ in asked]
         assert len(set(paths)) == 10
         assert all(Path(path).read_bytes() for path in paths)

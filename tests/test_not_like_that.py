@@ -292,10 +292,10 @@ def test_12_every_no_of_the_api_has_a_code_a_next_step_and_says_that_nothing_was
 def test_13_ten_parallel_pictures_of_one_name_from_two_bridges_are_ten_files(scene: Scene) -> None:
     together = Together(10)
     scene.standin.will(*[together] * 10)
-    asked = {"prompt": "ten foxes", "output_path": "ten/same.png", "quality": "low", "size": "1024x640"}
+    asked = {"output_path": "ten/same.png", "quality": "low", "size": "1024x640"}
     with scene.session(IMAGED_MAX_CONCURRENT="10") as one, scene.session(IMAGED_MAX_CONCURRENT="10") as two, scene.sending(10):
-        for asker in (one, two) * 5:
-            asker.request("tools/call", {"name": "generate_image", "arguments": asked})
+        for n, asker in enumerate((one, two) * 5):
+            asker.request("tools/call", {"name": "generate_image", "arguments": {**asked, "prompt": f"ten foxes, number {n}"}})
         reports = [asker.answer_any()["structuredContent"] for asker in (one, two) * 5]
     paths = {path for report in reports for path in files(report)}
     assert len(paths) == 10 and paths == set((scene.program.pictures / "ten").iterdir()) and scene.history("ten foxes") == 10

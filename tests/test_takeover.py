@@ -40,7 +40,7 @@ def facts(program: Program, *kinds: type) -> list[Any]:
 
 
 def order(program: Program) -> str:
-    job_id: str = program.ask("start_generation_job", tool_name="generate_image", prompt="a fox")["result"]["job_id"]
+    job_id: str = program.ask("start_generation_job", tool_name="generate_image", prompt="a fox", again=True)["result"]["job_id"]
     return job_id
 
 
@@ -72,9 +72,9 @@ def test_what_is_drawn_is_finished_and_what_waits_is_left_to_the_next_daemon(tmp
         for_the_first = client.request("tools/call", {"name": "get_job_result", "arguments": {"job_id": drawn}})
         client.answer(for_the_first)
         with connected(program, "999.0.0") as connection:
-            said = connection.makefile("rb")
-            assert json.loads(said.readline()) == {"imaged": 1, "makes_way": True}
-            assert b'"serverInfo"' in said.readline(), "it is served while the picture is drawn"
+            with connection.makefile("rb") as said:
+                assert json.loads(said.readline()) == {"imaged": 1, "makes_way": True}
+                assert b'"serverInfo"' in said.readline(), "it is served while the picture is drawn"
             left = order(program)
             told = client.answer(waiting)["result"]
             assert not told.get("isError") and told["structuredContent"]["state"] == "pending"
