@@ -35,6 +35,7 @@ _OF_FAILURES: Mapping[str, int] = {  # codes of tools.failures; whatever is neit
     "not_permitted": KEY,
     "model_unavailable": KEY,
     "quota_exhausted": BUDGET,
+    "over_budget": BUDGET,
     "moderation_blocked": MODERATION,
     "rate_limited": RATE_LIMITED,
 }

@@ -8,15 +8,17 @@ becomes values, with a sentence for each value that cannot be understood.
 import hashlib
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
 
-from daemon import bridge
+from daemon import bridge, budgets
 from daemon.errors import BadConfiguration
-from eventlog.values import Account, Backend, Embedding
+from eventlog.values import Account, Backend, Caps, Embedding, MicroUSD
+from tools import pricing
 from tools.models import catalogue
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -26,6 +28,7 @@ CONCURRENT_MAX = 64  # more pictures at once than any published rate limit serve
 SYNC_WAIT_SECONDS_MAX = 3600.0
 INLINE_BYTES_MAX = 8_000_000  # the TypeScript SDK closes a connection on a message of more than 10 MiB
 IDLE_EXIT_SECONDS_MAX = 30 * 86400.0
+_DOLLARS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
 
 HOW_TO_SET_A_KEY = (
     "No OpenAI API key is set for this client: put OPENAI_API_KEY into the env block of the server's entry in your "
@@ -80,6 +83,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     sync_wait_seconds: float
     inline_bytes_max: int
     idle_exit_seconds: float
+    caps: Caps = Caps()
     old_history: tuple[Path, ...] = ()  # where the earlier program's database may be, the likeliest place first
 
     @property
@@ -120,6 +124,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             sync_wait_seconds=_number(values, "IMAGED_SYNC_WAIT_SECONDS", 45, 0, SYNC_WAIT_SECONDS_MAX),
             inline_bytes_max=int(_number(values, "IMAGED_INLINE_BYTES_MAX", 700_000, 10_000, INLINE_BYTES_MAX, whole=True)),
             idle_exit_seconds=_number(values, "IMAGED_IDLE_EXIT_SECONDS", 900, 0, IDLE_EXIT_SECONDS_MAX),
+            caps=_caps(values),
             old_history=_old_history(values.get("HISTORY_DB_PATH", ""), output_dir, home_dir),
         )
 
@@ -163,6 +168,17 @@ def environment() -> dict[str, str]:
 def process_environment() -> Mapping[str, str]:
     """The bare environment: for what works without a sound `.env` file, or looks at one."""
     return os.environ
+
+
+def own_caps() -> Caps:
+    """What the user's own `.env` file says. Not our own environment, which a client's bridge may have given us. Blocking.
+
+    Raises:
+        BadConfiguration
+        Trouble: the file is unsound.
+    """
+    told = bridge.with_env_file({"HOME": str(user_home())})
+    return _caps({name: value.strip() for name, value in told.items() if value.strip()})
 
 
 def user_home() -> Path:
@@ -274,6 +290,20 @@ def _embedding(values: Mapping[str, str]) -> Embedding:
             return "full"
         case _:  # the old server took anything else for standard; its users' files still say so
             return "standard"
+
+
+def _caps(values: Mapping[str, str]) -> Caps:
+    return Caps(call=_dollars(values, budgets.CALL), day=_dollars(values, budgets.DAY), month=_dollars(values, budgets.MONTH))
+
+
+def _dollars(values: Mapping[str, str], name: str) -> MicroUSD | None:
+    """None where nothing is said. A cap that cannot be understood must not become none."""
+    text = values.get(name)
+    if text is None:
+        return None
+    if not _DOLLARS.fullmatch(text):
+        raise BadConfiguration(f"{name} is {text!r}; give US dollars such as 5 or 0.25.")
+    return pricing.micro_usd(text)
 
 
 def _clamped(values: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:

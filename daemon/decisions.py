@@ -5,13 +5,17 @@ nothing to say, `Refused` means no. Where a job has moved on since the caller lo
 """
 
 from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import NamedTuple
 
+from daemon import budgets
 from daemon.errors import AlreadyOrdered, Refused
 from daemon.ledger import NOTHING, Decision, Facts, Views
 from daemon.untold import Untold
 from eventlog.events import (
     AttemptFailed,
     AttemptStarted,
+    CapsChanged,
     DaemonStarted,
     DaemonStopped,
     Event,
@@ -29,7 +33,7 @@ from eventlog.events import (
     WordsForgotten,
 )
 from eventlog.jobs import Job, JobBoard, Stage
-from eventlog.values import Account, Billed, JobId, JobState, Words
+from eventlog.values import Account, Billed, Caps, JobId, JobState, Words
 
 PENDING_JOBS_MAX = 500  # a runaway agent is stopped here; no person waits for five hundred pictures
 
@@ -55,16 +59,28 @@ def receive_request(received: RequestReceived, words: Words) -> Decision:
     return lambda views: Facts((received,), None if views.log_full else words)
 
 
-def request_job(received: RequestReceived, requested: JobRequested, words: Words, untold: Untold | None = None) -> Decision:
-    """The request and the job it orders are one decision. With `untold`, the same order twice is one job.
+class Terms(NamedTuple):
+    """What an order has to keep to. With `untold` the same order twice is one job; `caps_known` are this client's last ones."""
+
+    now: datetime
+    untold: Untold | None = None
+    caps: Caps = Caps()
+    caps_known: Caps = Caps()
+
+
+def request_job(received: RequestReceived, requested: JobRequested, words: Words, terms: Terms) -> Decision:
+    """The request and the job it orders are one decision, and its upper estimate is reserved by it.
 
     Raises:
         AlreadyOrdered
     """
 
     def decide(views: Views) -> Facts:
+        untold = terms.untold
         if untold is not None and (same := untold.find(views.board, requested, words)) is not None:
             raise AlreadyOrdered(same)
+        if requested.account.backend != "offline":
+            budgets.insist_on_room(terms.caps, views.spending, requested.estimate.high, terms.now)
         if views.log_full:
             raise Refused(
                 "The disk that holds the event log is full, so no new picture is started. Free some space and ask again.",
@@ -75,7 +91,8 @@ def request_job(received: RequestReceived, requested: JobRequested, words: Words
                 f"{PENDING_JOBS_MAX} pictures are already waiting to be drawn; wait for some of them or cancel them.",
                 code="too_many_jobs",
             )
-        return Facts((received, requested), words)
+        changed = (CapsChanged(client=requested.client, caps=terms.caps),) if terms.caps != terms.caps_known else ()
+        return Facts((received, *changed, requested), words)
 
     return decide
 

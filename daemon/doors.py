@@ -24,6 +24,7 @@ from pathlib import Path
 import msgspec
 import trio
 
+from daemon import bridge, budgets, config
 from daemon.config import Settings, user_home
 from daemon.errors import BadConfiguration
 from daemon.house import House
@@ -155,7 +156,7 @@ async def welcome(stream: trio.SocketStream, house: House) -> None:
             if not house.ending.wanted:
                 if is_newer(hello.software):
                     await _say(stream, {"imaged": 1, "makes_way": True})
-                await _serve_mcp(stream, rest, _admit(hello, house), house)
+                await _serve_mcp(stream, rest, await _admit(hello, house), house)
                 return
         except _Refused as refused:
             if not house.ending.wanted:
@@ -266,23 +267,28 @@ async def _receive(stream: trio.SocketStream, house: House) -> bytes:
     return b""
 
 
-def _admit(hello: _Hello, house: House) -> Session:
+async def _admit(hello: _Hello, house: House) -> Session:
     try:
-        session = admit(hello.settings, "mcp", house)
-    except BadConfiguration as exc:
+        session = await admit(hello.settings, "mcp", house)
+    except (BadConfiguration, bridge.Trouble) as exc:
         raise _Refused(str(exc)) from exc
     house.idle_exit_seconds = session.settings.idle_exit_seconds
     return session
 
 
-def admit(given: Mapping[str, str], door: Door, house: House) -> Session:
+async def admit(given: Mapping[str, str], door: Door, house: House) -> Session:
     """A session with these settings. Its key goes to the keyring, and is blotted out of the diagnostics from here on.
+
+    A client's configuration may lie in a project that somebody else has made, so its caps never exceed the user's own.
 
     Raises:
         BadConfiguration: names the setting, its value (never the key's) and what is allowed.
+        Trouble: the user's own `.env` file is unsound.
     """
     hide(given.get("OPENAI_API_KEY", "").strip())
     settings = Settings.parse(given, home_dir=user_home())
+    own = await trio.to_thread.run_sync(config.own_caps)
+    settings = msgspec.structs.replace(settings, caps=budgets.strictest(settings.caps, own))
     if house.keyring.admit(settings):
         house.ledger.wake()
     return Session(door=door, settings=settings)

@@ -18,7 +18,7 @@ from eventlog.history import History
 from eventlog.index import Index
 from eventlog.jobs import Job
 from eventlog.log import EventLog
-from eventlog.values import JobId, StoredImage, digest
+from eventlog.values import Caps, JobId, StoredImage, digest
 from tools import inputs
 from tools.errors import FileFailed, Refused
 from tools.files import Store
@@ -44,7 +44,8 @@ class House:
     clock, is when the last of it ended that was more than a look at the daemon.
 
     `keyed_orders` is held from looking for a job of some key to ordering it. `closing` begins when nobody listens at the
-    MCP door any more: whoever is let go from then on finds the next daemon.
+    MCP door any more: whoever is let go from then on finds the next daemon. `caps_known` are those that this daemon has
+    recorded, by the client's name.
     """
 
     places: Places
@@ -64,6 +65,7 @@ class House:
     conversed_at: float = -math.inf
     keyed_orders: trio.Lock = field(default_factory=trio.Lock)
     untold: Untold = field(default_factory=Untold)
+    caps_known: dict[str, Caps] = field(default_factory=dict)
     vetting: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(VETTED_AT_ONCE_MAX))
     desk: ImportDesk = field(default_factory=ImportDesk)
 

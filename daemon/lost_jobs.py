@@ -19,10 +19,9 @@ from daemon.results import Answer
 from daemon.session import Caller
 from eventlog.events import JobResolved, RequestReceived
 from eventlog.jobs import Job
-from eventlog.values import Account, Cost, JobState, MicroUSD, Words
+from eventlog.values import Account, Cost, JobState, Words
+from tools import pricing
 from tools.errors import FileFailed
-
-MICRO = 6  # digits behind the point of a dollar
 
 
 class RetryJob(Arguments, frozen=True, kw_only=True):
@@ -77,7 +76,7 @@ async def resolve_job(house: House, caller: Caller, asked: ResolveJob) -> Answer
         raise _no(f"Job {job.id} is {job.state.value}; what it costs is known when it is over.", "not_over")
     cost = None
     if asked.outcome == "billed":
-        amount = job.estimate.high if asked.amount_usd is None else _micro_usd(asked.amount_usd)
+        amount = job.estimate.high if asked.amount_usd is None else pricing.micro_usd(asked.amount_usd)
         cost = Cost(amount=amount, basis="resolved", table=job.estimate.table)
     elif asked.amount_usd is not None:
         raise Refused(
@@ -147,8 +146,3 @@ def _insist_on_hope(job: Job, again: Job) -> None:
 
 def _no(sentence: str, code: str) -> Refused:
     return Refused(sentence, code=code, argument="job_id")
-
-
-def _micro_usd(text: str) -> MicroUSD:
-    whole, _, fraction = text.partition(".")
-    return MicroUSD(int(whole) * 10**MICRO + int(fraction.ljust(MICRO, "0")))

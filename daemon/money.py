@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import trio
 from msgspec import Meta
 
-from daemon import results
+from daemon import budgets, results
 from daemon.arguments import Arguments, NoArguments
 from daemon.errors import Refused
 from daemon.house import House
@@ -52,6 +52,18 @@ class Spent(Result, frozen=True, kw_only=True):
     replies: int = 0
 
 
+class BudgetNow(Result, frozen=True, kw_only=True):
+    """A cap of this session's configuration, and what is left of it. `spent` includes what may have been billed."""
+
+    setting: str
+    period: str
+    cap_micro_usd: int
+    spent_micro_usd: int
+    reserved_micro_usd: int
+    left_micro_usd: int
+    resets_at: str
+
+
 class SpendingReport(Result, frozen=True, kw_only=True):
     """`rows` by name. `reserved` is what jobs under way may still cost, whenever they were asked for, and `unresolved`
     the newest of the jobs that may have been billed; `unresolved_total` counts them.
@@ -65,6 +77,8 @@ class SpendingReport(Result, frozen=True, kw_only=True):
     reserved_micro_usd: int
     unresolved: tuple[JobSummary, ...]
     unresolved_total: int
+    call_cap_micro_usd: int | None = None
+    budgets: tuple[BudgetNow, ...] = ()
 
 
 class ModelFacts(Result, frozen=True, kw_only=True):
@@ -107,7 +121,7 @@ async def get_spending(house: House, caller: Caller, asked: GetSpending) -> Answ
     if since > until:
         raise Refused(f"since is {since}, after until, {until}; swap them.", code="bad_arguments", argument="since")
     await house.ledger.settled()
-    spending = house.ledger.spending
+    spending, caps = house.ledger.spending, caller.session.settings.caps
     rows = [(period, amounts) for period, amounts in spending.rows() if since.isoformat() <= period.day <= until.isoformat()]
     doubtful = sorted(spending.suspicions, reverse=True)  # ids sort by the time of asking
     reserved = spending.reserved
@@ -122,6 +136,8 @@ async def get_spending(house: House, caller: Caller, asked: GetSpending) -> Answ
             reserved_micro_usd=reserved,
             unresolved=tuple(results.summary(job) for job in unresolved),
             unresolved_total=len(doubtful),
+            call_cap_micro_usd=caps.call,
+            budgets=tuple(map(_budget, budgets.periods(caps, spending, house.now()))),
         )
     )
 
@@ -137,6 +153,18 @@ async def list_models(house: House, caller: Caller, asked: NoArguments) -> Answe
             price_as_of=pricing.table().as_of.isoformat(),
             models=tuple(_model(model, today) for model in catalogue().models),
         )
+    )
+
+
+def _budget(now: budgets.Budget) -> BudgetNow:
+    return BudgetNow(
+        setting=now.setting,
+        period=now.period,
+        cap_micro_usd=now.cap,
+        spent_micro_usd=now.spent,
+        reserved_micro_usd=now.reserved,
+        left_micro_usd=now.left,
+        resets_at=results.time(now.resets_at),
     )
 
 

@@ -23,6 +23,7 @@ from daemon.session import Caller
 from eventlog.events import JobRequested, RequestReceived
 from eventlog.jobs import Job, Stage
 from eventlog.values import (
+    Caps,
     CostRange,
     ImageRequest,
     JobId,
@@ -135,7 +136,8 @@ async def rehearse(house: House, caller: Caller, received: RequestReceived, word
     """
     placing, snapshot = await _placing(house, caller, wanted)
     requested, warnings = await _checked(house, caller, placing)
-    house.ledger.consider(decisions.request_job(received, requested, words))
+    terms = decisions.Terms(house.now(), caps=caller.session.settings.caps)
+    house.ledger.consider(decisions.request_job(received, requested, words, terms))
     said = {"prompt": placing.prompt, "output_path": placing.output_path}
     arguments = {**words.arguments, **{name: msgspec.Raw(msgspec.json.encode(text)) for name, text in said.items()}}
     await house.ledger.post(decisions.receive_request(received, msgspec.structs.replace(words, arguments=arguments)))
@@ -236,12 +238,19 @@ async def place(
         output_dir=str(settings.output_dir),
         sources=placing.source_names,
     )
+    terms = decisions.Terms(
+        house.now(),
+        untold=None if placing.again else house.untold,
+        caps=settings.caps,
+        caps_known=house.caps_known.get(caller.client.name, Caps()),
+    )
     try:
-        await house.ledger.record(decisions.request_job(received, requested, words, None if placing.again else house.untold))
+        await house.ledger.record(decisions.request_job(received, requested, words, terms))
     except AlreadyOrdered as same:
         await house.ledger.post(decisions.receive_request(received, words))
         told = f"The same picture was ordered before as job {same.job}, and its answer had not been given: nothing new is drawn. "
         return Ordered(same.job, (told + "For another one of the same kind say again: true.", *warnings))
+    house.caps_known[caller.client.name] = settings.caps
     house.untold.add(requested, words)
     return Ordered(requested.job, warnings)
 

@@ -147,6 +147,13 @@ def _spending(report: SpendingReport) -> str:
     lines.append(f"In all: {_spent(report.total)}")
     if report.reserved_micro_usd:
         lines.append(f"Jobs under way may still cost up to {pricing.show(MicroUSD(report.reserved_micro_usd))}.")
+    if report.call_cap_micro_usd is not None:
+        lines.append(f"One call may cost up to {pricing.show(MicroUSD(report.call_cap_micro_usd))}.")
+    lines += [
+        f"Budget of {now.period}: {pricing.show(MicroUSD(now.cap_micro_usd))}, {pricing.show(MicroUSD(now.left_micro_usd))} left "
+        f"until {now.resets_at}"
+        for now in report.budgets
+    ]
     if report.unresolved_total:
         told = "may have been billed; the command imaged jobs resolve records what the bill says:"
         lines += ["", f"{report.unresolved_total} jobs {told}"]

@@ -11,6 +11,7 @@ from eventlog.values import (
     Account,
     Billed,
     Blob,
+    Caps,
     Client,
     Cost,
     CostRange,
@@ -81,6 +82,13 @@ class JobRequested(Value, frozen=True, tag=True):
     retry_of: JobId | None = None
     kept: tuple[Picture, ...] = ()
     rendered: Rendered = Rendered()
+
+
+class CapsChanged(Value, frozen=True, tag=True):
+    """From here on this client's orders are held to these caps. Nobody can raise them but in its configuration."""
+
+    client: Client
+    caps: Caps
 
 
 class JobStarted(Value, frozen=True, tag=True):
@@ -227,7 +235,7 @@ JobEvent = (
 LaterEvent = WordsForgotten | JobResolved
 """Of a job that is over, and may have left the board long ago."""
 
-Event = LogCreated | DaemonStarted | DaemonStopped | RequestReceived | LaterEvent | JobEvent
+Event = LogCreated | DaemonStarted | DaemonStopped | RequestReceived | CapsChanged | LaterEvent | JobEvent
 
 
 class Commit(Value, frozen=True):

@@ -107,6 +107,11 @@ class Spending:
         """The upper estimates of all jobs that have not been answered; those without a bound are left out."""
         return MicroUSD(sum(r.high or 0 for r in self._reservations.values() if not r.answered))
 
+    def spent_in(self, period: str) -> MicroUSD:
+        """Settled or possibly billed in a UTC day ("2026-11-22") or month ("2026-11"); what has no known price is left out."""
+        rows = (amounts for of, amounts in self._amounts.items() if of.day.startswith(period))
+        return MicroUSD(sum(amounts.settled + amounts.possibly_billed for amounts in rows))
+
     def apply(self, commit: Commit) -> tuple[Period, ...]:
         """Follow one commit, which the board has followed before; returns the periods it changed.
 

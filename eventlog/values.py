@@ -50,6 +50,14 @@ class Value(msgspec.Struct, frozen=True, kw_only=True):
     """Base of everything that may be written to the log. Subclasses repeat `frozen=True` for mypy's sake."""
 
 
+class Caps(Value, frozen=True):
+    """The most that may be spent on one call, in one UTC day and in one UTC month. None: as much as is asked for."""
+
+    call: MicroUSD | None = None
+    day: MicroUSD | None = None
+    month: MicroUSD | None = None
+
+
 class Picture(Value, frozen=True):
     """An image as it was sent or is to be sent, durable in the store under its digest. Pixels; 0 for svg."""
 

@@ -19,6 +19,7 @@ from eventlog.values import Backend, Cost, CostRange, ImageRequest, MicroUSD, Us
 from tools.models import catalogue
 
 DATA = Path(__file__).with_name("prices.json")
+MICRO = 6  # digits behind the point of a dollar
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
 
@@ -200,6 +201,12 @@ def show(amount: MicroUSD | None) -> str:
     hundredths, rest = divmod(amount, 100)
     hundredths += rest >= 50
     return f"${hundredths // 10_000}.{hundredths % 10_000:04}"
+
+
+def micro_usd(text: str) -> MicroUSD:
+    """Of dollars as people write them: digits, and up to six more behind a point."""
+    whole, _, fraction = text.partition(".")
+    return MicroUSD(int(whole) * 10**MICRO + int(fraction.ljust(MICRO, "0")))
 
 
 def show_range(costs: CostRange) -> str:

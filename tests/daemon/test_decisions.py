@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from daemon import decisions
-from daemon.decisions import PENDING_JOBS_MAX
+from daemon.decisions import PENDING_JOBS_MAX, Terms
 from daemon.errors import Refused
 from daemon.ledger import Decision, Facts, Views
 from eventlog.events import (
@@ -26,6 +26,7 @@ from tests.daemon import fakes
 from tests.daemon.fakes import OFFLINE, PAYING
 
 OTHER = Account(backend="openai", key="ffffffffffff", base_url="https://api.openai.com/v1")
+TERMS = Terms(datetime(2026, 11, 22, tzinfo=UTC))
 ASKED = RequestReceived(operation="generate_image", door="mcp", client=Client(name="test"))
 
 
@@ -48,12 +49,12 @@ def in_attempt(job: str = "a", account: Account = PAYING) -> tuple[JobEvent, ...
 
 def test_the_request_and_the_job_are_one_decision() -> None:
     order = fakes.requested("a")
-    assert decided(decisions.request_job(ASKED, order, Words(salt=""))) == (ASKED, order)
+    assert decided(decisions.request_job(ASKED, order, Words(salt=""), TERMS)) == (ASKED, order)
 
 
 def test_a_full_disk_refuses_new_jobs_and_nothing_else() -> None:
     with pytest.raises(Refused, match="full") as caught:
-        decided(decisions.request_job(ASKED, fakes.requested("a"), Words(salt="")), full=True)
+        decided(decisions.request_job(ASKED, fakes.requested("a"), Words(salt=""), TERMS), full=True)
     assert caught.value.code == "no_space"
     assert decided(decisions.start_job(JobId("a")), fakes.requested("a"), full=True)
 
@@ -67,7 +68,7 @@ def test_a_full_disk_keeps_requests_without_their_words() -> None:
 def test_a_queue_without_end_is_refused() -> None:
     waiting = [fakes.requested(str(number)) for number in range(PENDING_JOBS_MAX)]
     with pytest.raises(Refused) as caught:
-        decided(decisions.request_job(ASKED, fakes.requested("one more"), Words(salt="")), *waiting)
+        decided(decisions.request_job(ASKED, fakes.requested("one more"), Words(salt=""), TERMS), *waiting)
     assert caught.value.code == "too_many_jobs"
 
 

@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -243,11 +244,12 @@ class LookedAtDisk(MemoryDisk):
 def test_the_first_order_after_there_is_room_again_is_taken(door: str, tmp_path: Path) -> None:
     """The refusal's own fact would be the first that finds the room; so it is looked for before."""
     received = RequestReceived(operation="generate_image", door="mcp", client=Client(name="c"))
+    terms = decisions.Terms(datetime(2026, 11, 22, tzinfo=UTC))
 
     async def main() -> None:
         disk = LookedAtDisk(free=RESERVE_AGAIN_BYTES)
         with opened(tmp_path, disk=disk) as house:
-            order = partial(getattr(house.ledger, door), decisions.request_job(received, requested("a"), Words(salt="")))
+            order = partial(getattr(house.ledger, door), decisions.request_job(received, requested("a"), Words(salt=""), terms))
             async with house.ledger.writing():
                 disk.before, disk.free = fail_nth(1, fail(errno.ENOSPC), only="pwrite"), RESERVE_AGAIN_BYTES - 1
                 await house.ledger.record(say(requested("b")))
