@@ -233,6 +233,13 @@ class GetJobResult(JobOnly, frozen=True):
     include_thumbnail: IncludeThumbnail = None
 
 
+class WaitForJob(GetJobResult, frozen=True):
+    wait_seconds: Annotated[
+        Annotated[float, Meta(ge=0, le=600)] | None,
+        Meta(description="How long to wait at most. Left out: the server's waiting time, IMAGED_SYNC_WAIT_SECONDS."),
+    ] = None
+
+
 class WaitForJobs(Arguments, frozen=True):
     """`after` is the log position that the asker has seen; 0 for none."""
 

@@ -7,8 +7,8 @@ leaves, or waits no longer, does not stop the job.
 import msgspec
 import trio
 
-from daemon import decisions, ordering, results, telling
-from daemon.arguments import EditImage, GenerateImage, JobOnly, StartGenerationJob, TransformImage
+from daemon import decisions, ordering, questions, results, telling
+from daemon.arguments import EditImage, GenerateImage, JobOnly, StartGenerationJob, TransformImage, WaitForJob
 from daemon.errors import Refused
 from daemon.house import House
 from daemon.ordering import Order
@@ -81,12 +81,30 @@ async def cancel_job(house: House, caller: Caller, asked: JobOnly) -> Answer:
     return msgspec.structs.replace(answer, failed=False)
 
 
+async def wait_for_job(house: House, caller: Caller, asked: WaitForJob) -> Answer:
+    """The job when it is over or, after `wait_seconds`, as it stands: that is no error.
+
+    Raises:
+        Refused: there is no such job.
+    """
+    job = await questions.find(house, asked.job_id, "job_id")
+    settings = caller.session.settings
+    patience = settings.sync_wait_seconds if asked.wait_seconds is None else asked.wait_seconds
+    return await telling.tell(
+        house,
+        await _wait(house, caller, job.id, patience),
+        picture_wanted=asked.return_base64,
+        thumbnail_wanted=telling.wants_thumbnail(settings, asked.include_thumbnail),
+        settings=settings,
+    )
+
+
 async def _draw(house: House, caller: Caller, received: RequestReceived, words: Words, wanted: Order) -> Answer:
     if wanted.asked.dry_run:
         return await ordering.rehearse(house, caller, received, words, wanted)
     job_id, warnings = await ordering.order(house, caller, received, words, wanted)
     try:
-        job = await _wait(house, caller, job_id)
+        job = await _wait(house, caller, job_id, caller.session.settings.sync_wait_seconds)
     except IndexUnavailable as exc:
         ordered = f"The picture was ordered as job {job_id} and is being drawn; do not ask for it again. {exc}"
         raise IndexUnavailable(ordered) from exc
@@ -110,10 +128,10 @@ def _refuse_foreign_arguments(asked: StartGenerationJob) -> None:
             raise Refused(f"{asked.tool_name} takes no {name}; leave it out.", code="bad_arguments", argument=name)
 
 
-async def _wait(house: House, caller: Caller, job_id: JobId) -> Job:
+async def _wait(house: House, caller: Caller, job_id: JobId, patience_seconds: float) -> Job:
     """The job when it is over, or as it stands when the caller's patience ends. Tells its progress meanwhile."""
     started = trio.current_time()
-    give_up_at = started + caller.session.settings.sync_wait_seconds
+    give_up_at = started + patience_seconds
     told: tuple[Stage, int] | None = None
     next_beat = started
     while True:
@@ -129,13 +147,15 @@ async def _wait(house: House, caller: Caller, job_id: JobId) -> Job:
         if (job.stage, job.attempts) != told or now >= next_beat:
             told = (job.stage, job.attempts)
             next_beat = now + HEARTBEAT_SECONDS
-            await caller.progress(now - started, _progress(job, now - started))
+            await caller.progress(now - started, _progress(house, job, now - started))
         with trio.move_on_at(min(give_up_at, next_beat)):
             await house.ledger.wait_beyond(seen)
 
 
-def _progress(job: Job, seconds: float) -> str:
+def _progress(house: House, job: Job, seconds: float) -> str:
     match job.stage:
+        case Stage.REQUESTED | Stage.STARTED if not house.keyring.can_draw(job.account):
+            return "waiting for an API key"
         case Stage.REQUESTED:
             return "waiting for a free place"
         case Stage.STARTED if job.retry_at is not None:

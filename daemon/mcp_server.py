@@ -93,7 +93,7 @@ UNCHANGING_MS = 3_600_000  # for what is the same until another version is insta
 
 INSTRUCTIONS = (
     "Draws pictures with OpenAI's image API and keeps an exact record of each. Drawing costs the user money; history and "
-    "job tools are free. A drawing call that takes long answers with a job id: ask get_job_result later instead of drawing "
+    "job tools are free. A drawing call that takes long answers with a job id: ask wait_for_job then instead of drawing "
     "again. Answers name the absolute path of every file; show it to the user."
 )
 

@@ -146,7 +146,7 @@ _COSTS = (
 )
 _WAITING = (
     "Takes 5 seconds to 5 minutes: if it is not done after the server's waiting time, the answer is the job's id and the "
-    "picture goes on being drawn; ask get_job_result then, and do not ask for the same picture again, that would be paid twice."
+    "picture goes on being drawn; ask wait_for_job then, and do not ask for the same picture again, that would be paid twice."
 )
 
 OPERATIONS: Mapping[str, Operation] = {
@@ -196,7 +196,7 @@ OPERATIONS: Mapping[str, Operation] = {
             title="Start a drawing job",
             description=(
                 "Orders a picture as generate_image, edit_image or transform_image would, with all their arguments, and answers "
-                f"at once with the job's id. {_COSTS} Ask check_job_status or get_job_result for it later. With an "
+                f"at once with the job's id. {_COSTS} Ask wait_for_job or check_job_status for it later. With an "
                 "idempotency_key the same order is never drawn twice."
             ),
             arguments=arguments.StartGenerationJob,
@@ -256,6 +256,17 @@ OPERATIONS: Mapping[str, Operation] = {
             arguments=arguments.GetJobResult,
             result=results.JobReport,
             ask=questions.get_job_result,
+        ),
+        Operation(
+            name="wait_for_job",
+            title="Wait for a job",
+            description=(
+                "Waits until a drawing job is over, but not longer than wait_seconds, and answers like get_job_result with how "
+                "it stands then; a job that is still being drawn is no error, wait again. Free, changes nothing."
+            ),
+            arguments=arguments.WaitForJob,
+            result=results.JobReport,
+            ask=drawing.wait_for_job,
         ),
         Operation(
             name="cancel_job",

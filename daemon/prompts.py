@@ -37,7 +37,7 @@ QUALITY_OF_MODELS_COMPARED = "medium"
 
 AFTERWARDS = (
     "When it is done, show me the absolute path of the file as the answer gives it, and what it cost. If the answer is only a "
-    "job's id, the picture is still being drawn and will be paid for: ask `get_job_result` with that id after a while; do not "
+    "job's id, the picture is still being drawn and will be paid for: ask `wait_for_job` with that id; do not "
     "draw it again."
 )
 
@@ -175,7 +175,7 @@ def _compare_variants(asked: Asked, situation: Situation) -> str:
         *notes,
         "Show me the absolute path and the cost of each picture beside its model and quality, and say in a few sentences how "
         "they differ. If an answer is only a job's id, that picture is still being drawn and will be paid for: ask "
-        "`get_job_result` with that id after a while; do not draw it again.",
+        "`wait_for_job` with that id; do not draw it again.",
     )
 
 

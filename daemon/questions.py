@@ -79,7 +79,7 @@ async def check_job_status(house: House, caller: Caller, asked: arguments.JobOnl
 
 def _told(house: House, job: Job) -> Answer:
     house.untold.tell(job)
-    return Answer(results.report(job))
+    return Answer(telling.report(house, job))
 
 
 async def get_job_result(house: House, caller: Caller, asked: arguments.GetJobResult) -> Answer:
@@ -124,7 +124,7 @@ async def wait_for_jobs(house: House, caller: Caller, asked: arguments.WaitForJo
         if changed or all(job.state.is_over for job in jobs) or trio.current_time() >= give_up_at:
             for job in jobs:
                 house.untold.tell(job)
-            return Answer(results.JobsNow(position=seen, jobs=tuple(results.report(job) for job in jobs)))
+            return Answer(results.JobsNow(position=seen, jobs=tuple(telling.report(house, job) for job in jobs)))
         with trio.move_on_at(give_up_at):
             await house.ledger.wait_beyond(seen)
 

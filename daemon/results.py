@@ -281,14 +281,14 @@ def sentence(job: Job) -> str:
     """Where the job stands and what to do next, in one or two sentences."""
     match job.state:
         case JobState.PENDING:
-            return f"Waiting for a free place. Ask get_job_result with job_id {job.id} in a while; nothing has been spent yet."
+            return f"Waiting for a free place. Ask wait_for_job with job_id {job.id}; nothing has been spent yet."
         case JobState.RUNNING if job.cancel_requested:
             return f"It is being cancelled. Ask check_job_status with job_id {job.id} what became of it."
         case JobState.RUNNING if job.retry_at is not None:
             return f"{job.error} It is tried again at {time(job.retry_at)}; nothing was charged so far."
         case JobState.RUNNING:
             return (
-                f"Still drawing. Ask get_job_result with job_id {job.id} in a while; do not ask for the same picture "
+                f"Still drawing. Ask wait_for_job with job_id {job.id}; do not ask for the same picture "
                 "again, that would be paid twice."
             )
         case JobState.COMPLETED:

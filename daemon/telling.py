@@ -12,8 +12,8 @@ import trio
 from daemon import results
 from daemon.config import Settings
 from daemon.house import House
-from daemon.results import Answer, Attachment
-from eventlog.jobs import Job
+from daemon.results import Answer, Attachment, JobReport
+from eventlog.jobs import Job, Stage
 from eventlog.values import JobId, JobState, StoredImage
 from tools import pictures
 from tools.errors import FileFailed
@@ -56,7 +56,20 @@ async def tell(
     notes += [a.note for a in attachments if a.note]
     notes += [_credentials(house, image) for image in job.images if image.derived]
     failed = job.state in (JobState.FAILED, JobState.CANCELLED, JobState.INTERRUPTED)
-    return Answer(results.report(job, warnings=tuple(notes)), tuple(attachments), failed=failed)
+    return Answer(report(house, job, tuple(notes)), tuple(attachments), failed=failed)
+
+
+def report(house: House, job: Job, warnings: tuple[str, ...] = ()) -> JobReport:
+    waits_for_key = (
+        not job.state.is_over and job.stage in (Stage.REQUESTED, Stage.STARTED) and not house.keyring.can_draw(job.account)
+    )
+    message = ""
+    if waits_for_key:
+        message = (
+            f"Waiting for an API key: no client has brought the one with the fingerprint {job.account.key} since the daemon "
+            "started. Start the client that ordered it, or any command with that key; nothing has been spent yet."
+        )
+    return results.report(job, warnings=warnings, message=message)
 
 
 def _credentials(house: House, image: StoredImage) -> str:

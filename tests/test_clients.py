@@ -20,6 +20,7 @@ TOOLS = {
     "get_history_by_uuid",
     "list_jobs",
     "check_job_status",
+    "wait_for_job",
     "get_job_result",
     "edit_image",
     "transform_image",

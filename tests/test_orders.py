@@ -136,3 +136,38 @@ def test_a_dry_run_needs_no_key(tmp_path: Path) -> None:
         told = client.call("generate_image", **FOX, dry_run=True)
         assert not told.get("isError") and told["structuredContent"]["cost"]["high_micro_usd"] > 0
         assert client.call("generate_image", **FOX)["structuredContent"]["error"]["code"] == "no_key"
+
+
+def test_waiting_for_a_job_ends_with_the_job_or_with_ones_patience_and_is_no_error(tmp_path: Path) -> None:
+    gate = Gate()
+    with StandIn(gate) as standin, running(tmp_path, **api(standin.url)) as program, Stdio(program.environment) as client:
+        client.initialize()
+        job = start(program)["result"]["job_id"]
+        still = client.call("wait_for_job", job_id=job, wait_seconds=0)
+        assert not still.get("isError") and still["structuredContent"]["state"] in ("pending", "running")
+        waiting = client.request("tools/call", {"name": "wait_for_job", "arguments": {"job_id": job, "include_thumbnail": True}})
+        wait_until(lambda: standin.requests, "the picture to be drawn")
+        gate.opened.set()
+        done = client.answer(waiting)["result"]
+        assert done["structuredContent"]["state"] == "completed"
+        assert "image" in [content["type"] for content in done["content"]]
+        assert client.call("wait_for_job", job_id="nobody")["structuredContent"]["error"]["code"] == "no_such_job"
+
+
+def test_a_job_whose_key_no_client_has_brought_says_so_and_runs_when_it_comes(tmp_path: Path) -> None:
+    with StandIn(Gate()) as standin, running(tmp_path, **api(standin.url, IMAGED_MAX_CONCURRENT="1")) as program:
+        start(program)
+        waits = start(program, again=True)["result"]["job_id"]
+        wait_until(lambda: standin.requests, "the first to be drawn")
+        program.kill()
+        keyless = Program(tmp_path, **{**api(standin.url), "OPENAI_API_KEY": ""}).start()
+        try:
+            keyless.ready()
+            told = keyless.ask("check_job_status", job_id=waits)["result"]
+            assert told["state"] == "pending" and told["message"].startswith("Waiting for an API key")
+            assert told["key_fingerprint"] in told["message"] and len(standin.requests) == 1
+            assert keyless.ask("wait_for_job", job_id=waits, wait_seconds=0)["result"]["message"] == told["message"]
+            program.ask("get_status")  # brings the key
+            wait_until(lambda: state(program, waits) == "completed", "the picture")
+        finally:
+            keyless.kill()
