@@ -74,6 +74,7 @@ from daemon.errors import Refused
 from daemon.house import House
 from daemon.lines import LineReader, Reject
 from daemon.operations import OPERATIONS, Operation, Refusal
+from daemon.request_words import words_of
 from daemon.results import Answer, JobReport
 from daemon.session import Caller, Session, client_named
 from daemon.version import VERSION
@@ -375,7 +376,7 @@ async def _receive(ctx: "ServerRequestContext[House]", given: Mapping[str, Any])
     """The fact that this was asked. It rides along with the next sync."""
     caller = _caller(ctx)
     received = RequestReceived(operation=ctx.method, door=caller.session.door, client=caller.client)
-    await ctx.lifespan_context.ledger.post(decisions.receive_request(received, operations.words_of(given)))
+    await ctx.lifespan_context.ledger.post(decisions.receive_request(received, words_of(given)))
 
 
 def _refused(refusal: Refusal) -> CallToolResult:

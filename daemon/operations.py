@@ -5,7 +5,6 @@ Rule: `answer` is the only way in. Every operation asked is a fact; what comes o
 """
 
 import logging
-import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -17,19 +16,15 @@ from daemon import arguments, decisions, drawing, forgetting, importing, lost_jo
 from daemon.arguments import Arguments
 from daemon.errors import Refused
 from daemon.house import House
+from daemon.request_words import words_of
 from daemon.results import Answer, Result
 from daemon.session import Caller
 from eventlog.errors import EventLogError, IndexUnavailable
 from eventlog.events import RequestReceived
-from eventlog.values import JobState, Words, digest
+from eventlog.values import JobState, Words
 from tools import pricing
 
-ARGUMENT_BYTES_MAX = 16 * 1024  # a longer argument is kept in the log as its digest
-ITEM_CHARACTERS_MAX = 1000  # of a text in a list; no path is longer
-ARGUMENTS_MAX = 64  # more than any operation has; the rest of a senseless request is not kept
 HAS_ITS_OWN_WORD = frozenset({"prompt", "output_path"})
-
-_INLINE = re.compile(r"[A-Za-z0-9+/_-]{120}")  # no word of a person, and no name of a file
 
 logger = logging.getLogger(__name__)
 
@@ -103,35 +98,6 @@ async def answer(house: House, caller: Caller, name: str, given: Mapping[str, An
             code="internal_error",
             message=f"Something is wrong inside imaged; its log file tells of incident {incident}.",
         )
-
-
-def words_of(given: Mapping[str, Any], apart: frozenset[str] = frozenset()) -> Words:
-    """What was asked, for the log. Pictures that came inline are their digests."""
-    kept: dict[str, msgspec.Raw] = {}
-    for name, value in list(given.items())[:ARGUMENTS_MAX]:
-        if name in apart:
-            continue
-        value = _shortened(value, 0 if name.endswith("_base64") else ITEM_CHARACTERS_MAX)
-        text = msgspec.json.encode(value)
-        kept[name[:100]] = msgspec.Raw(text if len(text) <= ARGUMENT_BYTES_MAX else msgspec.json.encode(_digest(text)))
-    return Words(salt="", arguments=kept)
-
-
-def _shortened(value: Any, characters_max: int) -> Any:
-    """Inline pictures do not belong into the log, however they came: what looks like one is kept as its digest."""
-    match value:
-        case str() if len(value) > characters_max or "data:" in value or _INLINE.search(value):
-            return _digest(value.encode("utf-8", "surrogatepass"))
-        case list():
-            return [_shortened(item, characters_max) for item in value]
-        case dict():
-            return {key: _shortened(item, characters_max) for key, item in value.items()}
-        case _:
-            return value
-
-
-def _digest(data: bytes) -> dict[str, str | int]:
-    return {"sha256": digest(data), "size_bytes": len(data)}
 
 
 async def stop_daemon(house: House, caller: Caller, asked: arguments.Stop) -> Answer:
