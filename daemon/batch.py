@@ -49,6 +49,8 @@ def run(options: Options, wishes: Wishes) -> int:
         bridge.Trouble: no daemon can be started, or it cannot be talked to.
     """
     plan = batch_plan.make(options, config.environment())
+    if options.run:
+        batch_plan.insist_on_run(plan, options.run, config.default_places().events)
     for warning in plan.warnings:
         _say(f"imaged: {warning}")
     if wishes.estimate_only:

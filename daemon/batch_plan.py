@@ -17,6 +17,8 @@ from daemon.arguments import StartGenerationJob
 from daemon.config import Settings
 from daemon.errors import BadConfiguration, Refused
 from daemon.keyring import RUNNING_MAX_DEFAULT
+from eventlog import audit
+from eventlog.events import JobRequested
 from eventlog.values import CostRange, ImageRequest, Picture, digest
 from tools import batch_config, inputs, models, pricing
 from tools import sources as vetting
@@ -52,9 +54,12 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """`settings` are those of the session that asks. `run` is empty, or what tells this run's jobs from all others."""
+    """`settings` are those of the session that asks. `run` is empty, or what tells this run's jobs from all others.
+    `request_keys` are the digests under which the log knows the first try of each job.
+    """
 
     orders: tuple[Order, ...]
+    request_keys: frozenset[str]
     settings: dict[str, str]
     can_draw: bool
     pace: Pace
@@ -94,6 +99,7 @@ def make(options: Options, environ: Mapping[str, str]) -> Plan:
     )
     return Plan(
         orders=tuple(_order(one, name) for one, name in zip(found, names, strict=True)),
+        request_keys=frozenset(_request_key(batch_config.key(name, 0), settings) for name in names),
         settings=given,
         can_draw=settings.can_draw,
         pace=pace,
@@ -101,6 +107,28 @@ def make(options: Options, environ: Mapping[str, str]) -> Plan:
         run=run,
         warnings=tuple(dict.fromkeys((*file.warnings, *desk.warnings))),
     )
+
+
+def insist_on_run(plan: Plan, name: str, events: Path) -> None:
+    """Looks into the log itself, whether or not a daemon runs.
+
+    Raises:
+        BadConfiguration: no job of this plan was ever ordered in the run of this name, so all would be paid for anew.
+        EventLogError: the log is damaged or too new.
+    """
+    for located in audit.commits(events):
+        for event in located.commit.events:
+            if isinstance(event, JobRequested) and event.request_key in plan.request_keys:
+                return
+    raise BadConfiguration(
+        f"--run is {name!r}, but no job of this batch file was ordered in a run of that name with these settings; nothing "
+        "was asked for. Give the name that --again said, or --again to draw everything anew."
+    )
+
+
+def _request_key(key: str, settings: Settings) -> str:
+    """As daemon/drawing.py has it recorded: the key as one account uses it."""
+    return digest(msgspec.json.encode([settings.account, digest(key.encode())]))
 
 
 def _read(path: Path) -> bytes:

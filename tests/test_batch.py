@@ -294,6 +294,10 @@ def test_again_draws_everything_once_more_and_can_be_continued(house: tuple[Prog
     status, continued = done(program.home, program.environment, "--run", document["run"])
     assert (status, len(standin.requests)) == (0, 4)
     assert [r["output_path"] for r in continued["results"]] == [r["output_path"] for r in document["results"]]
+    for options in (("--run", document["run"] + "0"), ("--run", document["run"] + "0", "--estimate-only")):
+        mistyped = Command(program.home, program.environment, *options)
+        assert (mistyped.end(), len(standin.requests)) == (2, 4)
+        assert f"--run is '{document['run']}0', but no job" in mistyped.err and "--again to draw" in mistyped.err
 
 
 def test_what_was_tried_offline_is_drawn_when_it_is_asked_for_in_earnest(house: tuple[Program, StandIn]) -> None:
