@@ -287,8 +287,15 @@ def _source(text: str, stdin: _Stdin) -> str:
 
 
 def _absolute(text: str) -> str:
-    """Below the working directory if it is relative. Not resolved: links are the daemon's matter."""
-    return os.path.normpath(Path.cwd() / text)
+    """Below the working directory if it is relative. Links are the daemon's matter, but `..` is what the kernel makes of
+    it: behind a link it is the parent of where the link leads, which the letters of the path do not tell.
+    """
+    path = Path.cwd() / text
+    if ".." not in path.parts:
+        return str(path)
+    if path.name == "..":
+        return os.path.realpath(path)
+    return os.path.join(os.path.realpath(path.parent), path.name)  # noqa: PTH118  # a name may be anything
 
 
 def output(text: str, tool: str = "generate_image") -> str:
