@@ -116,7 +116,7 @@ def insist_on_run(plan: Plan, name: str, events: Path) -> None:
         BadConfiguration: no job of this plan was ever ordered in the run of this name, so all would be paid for anew.
         EventLogError: the log is damaged or too new.
     """
-    for located in audit.commits(events):
+    for located in audit.commits(events) if events.exists() else ():
         for event in located.commit.events:
             if isinstance(event, JobRequested) and event.request_key in plan.request_keys:
                 return

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from daemon import cli_times, config
+from daemon.config import Places
 from daemon.errors import BadConfiguration
 
 if TYPE_CHECKING:
@@ -95,8 +96,9 @@ def replay(asked: argparse.Namespace) -> int:
     from daemon import auditing
     from eventlog.audit import line
 
-    until = None if asked.until is None else cli_times.position_or_moment("--until", asked.until)
-    story = auditing.replay(_home(asked), until)
+    home = _home(asked)
+    until = None if asked.until is None else cli_times.place_in_log("--until", asked.until, Places(home).events)
+    story = auditing.replay(home, until)
     for told in story if asked.speed is None else auditing.paced(story, asked.speed):
         _out(msgspec.json.encode(told._asdict()).decode() if asked.json else line(told, whose=True))
         if asked.speed is not None:

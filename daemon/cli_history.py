@@ -143,8 +143,8 @@ def _as_of(text: str, wanted: Mapping[str, object]) -> "HistoryPage":
         since=None if asked.since is None else times.moment("--since", asked.since),
         until=None if asked.until is None else times.moment("--until", asked.until),
     )
-    home = config.default_places().home
-    with auditing.history_as_of(home, times.position_or_moment("--as-of", text)) as then:
+    places = config.default_places()
+    with auditing.history_as_of(places.home, times.place_in_log("--as-of", text, places.events)) as then:
         found = then.generations(query)
     generations = tuple(results.summary(job) for job in found.jobs)
     return results.HistoryPage(generations=generations, total=found.total, limit=asked.limit, offset=asked.offset)

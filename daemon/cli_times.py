@@ -7,9 +7,12 @@ imported only then, because that takes as long as the whole command otherwise.
 """
 
 import re
+import unicodedata
 from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
 
 from daemon.errors import Refused
+from eventlog.errors import EventLogError
 from eventlog.values import Position
 
 LANGUAGES = ("en", "ja")
@@ -17,6 +20,7 @@ NOTHING_SHORTER = 3  # ASCII characters; "a" and "5" would be months
 EXAMPLES = '"2 hours ago", yesterday, "last week", 2026-11-22, 2026-11-22T09:30 or 2026-11-22T09:30Z'
 
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_DAY_OF_JAPAN = re.compile(r"(?:([0-9]{4})年)?([0-9]{1,2})月([0-9]{1,2})日(.*)", re.DOTALL)
 _COUNTED = re.compile(r"\bago\b|前")
 
 
@@ -61,6 +65,30 @@ def position_or_moment(option: str, text: str) -> Position | datetime:
         raise _no(option, text, f"give the position of a commit, or a moment such as {EXAMPLES}") from None
 
 
+def place_in_log(option: str, text: str, events: Path) -> Position | datetime:
+    """As `position_or_moment`, for somebody who reads the log of this folder. A log that is missing or damaged is for
+    that reader to report.
+
+    Raises:
+        Refused: it is neither, or a position that the log has not reached.
+    """
+    from eventlog import audit
+
+    place = position_or_moment(option, text)
+    if isinstance(place, datetime):
+        return place
+    head = 0
+    try:
+        for one in audit.commits(events, place):
+            head = one.mark.position
+    except (EventLogError, FileNotFoundError):
+        return place
+    if head < place:
+        date = "; a day is written YYYY-MM-DD" if len(text) == len("YYYYMMDD") else ""
+        raise _no(option, text, f"the log ends at commit {head}; give a position up to there, or a moment{date}")
+    return place
+
+
 def utc(at: datetime) -> str:
     """As the operations take it."""
     return at.isoformat(timespec="microseconds").replace("+00:00", "Z")
@@ -85,6 +113,8 @@ def _spoken(text: str, now: datetime) -> datetime | None:
         return None
     if (date_first := _DATE.match(text)) and _iso(date_first[0]) is None:  # a 13th month would be taken for a day
         return None
+    if named := _DAY_OF_JAPAN.fullmatch(unicodedata.normalize("NFKC", text)):
+        return _day_of_japan(named, now)
     from dateparser.date import DateDataParser  # type: ignore[import-untyped]
 
     settings = {"PREFER_DATES_FROM": "past", "RELATIVE_BASE": now, "RETURN_TIME_AS_PERIOD": True}
@@ -102,6 +132,22 @@ def _spoken(text: str, now: datetime) -> datetime | None:
             return first.replace(month=1, day=1)
         case _:
             return first
+
+
+def _day_of_japan(named: re.Match[str], now: datetime) -> datetime | None:
+    """dateparser takes the two digits of 11月1日 or 10月1日 for a year. Without one, it is the latest such day."""
+    year, month, of_month, rest = named.groups()
+    try:
+        first = datetime(int(year or now.year), int(month), int(of_month))  # noqa: DTZ001  # the user's clock
+        if not year and first > now:
+            first = first.replace(year=now.year - 1)
+    except ValueError:  # there is no such day, or not in that year
+        return None
+    rest = rest.strip().removeprefix("の")
+    if not rest:
+        return first
+    at = _iso(f"{first:%Y-%m-%d}T{rest.zfill(5)}") or _spoken(rest, now) if rest[0].isdigit() else None
+    return None if at is None or at.tzinfo else datetime.combine(first, at.time())
 
 
 def _no(option: str, text: str, allowed: str) -> Refused:

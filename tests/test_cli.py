@@ -327,6 +327,10 @@ def test_the_history_of_then_needs_no_daemon_and_starts_none(imaged: Imaged, sce
     ended = imaged("history", "--as-of", "now", IMAGED_HOME=str(tmp_path / "copy"))
     assert ended.status == 0 and ended.out == imaged("history").out
     assert not (tmp_path / "copy" / "run").exists()
+    for words in (["history", "--as-of", "20250101"], ["audit", "replay", "--until", "20250101"]):
+        beyond = imaged(*words, IMAGED_HOME=str(tmp_path / "copy"))
+        assert (beyond.status, beyond.out) == (2, "") and "; a day is written YYYY-MM-DD." in beyond.err
+        assert f"the log ends at commit {len(scene.program.log())}" in beyond.err
     missing = imaged("history", "--as-of", "3", "--json", IMAGED_HOME=str(tmp_path / "nowhere"))
     assert (missing.status, missing.document["error"]["code"]) == (1, "no_log")
 
@@ -485,3 +489,16 @@ def offered(settings: Mapping[str, str], line: str, place: Path) -> list[str]:
     )
     assert (ended.returncode, ended.stdout) == (0, b"")
     return [word.strip() for word in answer.read_text("utf-8").splitlines()]
+
+
+def test_two_dots_behind_a_link_mean_what_they_mean_to_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "far" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "deep")
+    monkeypatch.chdir(tmp_path)
+    assert cli_draw.output("link/../fox.png") == str(tmp_path / "far" / "fox.png")
+    assert cli_draw.output("link/..") == str(tmp_path / "far" / "generated_image.png")
+    assert cli_draw.output("link/fox.png") == str(tmp_path / "link" / "fox.png")
+    edit = cli._parser().parse_args(["edit", "snow", "link/../cat.png", "--mask", "link/../mask.png"])
+    order = cli_draw._order("edit_image", edit)
+    assert order["reference_images"] == [str(tmp_path / "far" / "cat.png")]
+    assert order["mask_image_path"] == str(tmp_path / "far" / "mask.png")

@@ -42,6 +42,12 @@ def in_tokyo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("yesterday 9am", "2026-11-26 09:00"),
         ("昨日の9時", "2026-11-26 09:00"),
         ("2026年11月3日", "2026-11-03 00:00"),
+        ("11月1日", "2026-11-01 00:00"),
+        ("12月24日", "2025-12-24 00:00"),
+        ("10月1日 18:00", "2026-10-01 18:00"),
+        ("2024年2月29日 9:05", "2024-02-29 09:05"),
+        ("11月3日の9時", "2026-11-03 09:00"),
+        ("１１月１日", "2026-11-01 00:00"),
         ("2026-11-22", "2026-11-22 00:00"),
         ("2026-11-22T09:30", "2026-11-22 09:30"),
         ("2026-11-22T00:30Z", "2026-11-22 09:30"),
@@ -54,7 +60,21 @@ def test_what_is_said_means_the_users_own_clock_unless_it_names_another(said: st
     assert found.astimezone().replace(tzinfo=None) == datetime.fromisoformat(meant)
 
 
-@pytest.mark.parametrize("said", ["", "a", "5", "gibberish", "2026-13-01", "9999-12-31T23:59:59-14:00", "0001-01-01T00:00+14:00"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",
+        "a",
+        "5",
+        "gibberish",
+        "2026-13-01",
+        "2月30日",
+        "11月1日 猫",
+        "11月1日 99:00",
+        "9999-12-31T23:59:59-14:00",
+        "0001-01-01T00:00+14:00",
+    ],
+)
 def test_what_cannot_be_read_is_refused_with_examples(said: str) -> None:
     with pytest.raises(Refused, match=r"--since is .* such as .*last week") as refused:
         cli_times.moment("--since", said, NOW)
