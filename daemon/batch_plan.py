@@ -268,7 +268,7 @@ def _absolute(path: str) -> str:
 
 
 def _sentence(path: Path, faults: tuple[Fault, ...]) -> str:
-    ordered = [fault.sentence for fault in sorted(faults, key=lambda fault: fault.job)]
+    ordered = [audit.harmless(fault.sentence) for fault in sorted(faults, key=lambda fault: fault.job)]
     more = [f"… and {len(ordered) - FAULTS_SHOWN_MAX} more."] if len(ordered) > FAULTS_SHOWN_MAX else []
     lines = [f"The batch file {path} cannot be run; nothing was asked for:", *ordered[:FAULTS_SHOWN_MAX], *more]
     return "\n  ".join(lines)

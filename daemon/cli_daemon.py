@@ -106,6 +106,9 @@ def _put_into_client(asked: argparse.Namespace) -> "Outcome":
 
     if asked.client is None:
         raise BadConfiguration(f"Say which client to set up: {', '.join(CLIENTS)}; or --service, to start imaged at login.")
+    for pair in asked.env:
+        if "=" not in pair:  # without its value it is not repeated: it may be the key itself
+            raise BadConfiguration("--env has no =; give NAME=VALUE, or NAME= to make the setting empty. Nothing was changed.")
     values = dict(pair.partition("=")[::2] for pair in asked.env)
     wish = putting.Wish(asked.client, remove=asked.remove, print_only=asked.print, adopt=asked.adopt, values=values)
     environ = config.process_environment()

@@ -1,6 +1,7 @@
 """`imaged events`: the log as it is written, a line for each fact."""
 
 import argparse
+import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ def events(asked: argparse.Namespace) -> int:
             else:
                 for line in lines(commit):
                     out(line)
+            sys.stdout.flush()  # who follows through a pipe is not to wait for the next 8 KB
     if asked.follow:
         say("the daemon has ended, and nothing more is written.")
         return exits.NO_DAEMON

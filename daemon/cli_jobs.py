@@ -73,15 +73,15 @@ def wait(asked: argparse.Namespace) -> int:
 def cancel(asked: argparse.Namespace) -> int:
     """Cancel jobs; what is being drawn may still be billed."""
     from daemon.cli_connection import Declined, ask, connected, json_out, read
-    from daemon.cli_terminal import out, say
+    from daemon.cli_terminal import row_out, say
     from daemon.results import JobReport
 
-    told: list[object] = []
+    told: list[JobReport | dict[str, object]] = []
     statuses = []
     with connected() as connection:
         for job_id in asked.jobs:
             try:
-                job = read(ask(connection, "cancel_job", job_id=job_id), JobReport)
+                told.append(read(ask(connection, "cancel_job", job_id=job_id), JobReport))
             except Declined as declined:
                 if len(asked.jobs) == 1:
                     raise
@@ -89,12 +89,13 @@ def cancel(asked: argparse.Namespace) -> int:
                 told.append({"job_id": job_id, "error": {"code": declined.code, "message": str(declined)}})
                 statuses.append(exits.of_refusal(declined.code))
                 continue
-            told.append(job)
             statuses.append(exits.OK)
-            if not asked.json:
-                out(f"{job.job_id}\t{job.state}\t{job.message}")
     if asked.json:
         json_out({"jobs": told})
+        return exits.of_all(statuses)
+    for job in told:  # not before all are cancelled: whoever reads this may have gone
+        if isinstance(job, JobReport):
+            row_out((job.job_id, job.state, job.message))
     return exits.of_all(statuses)
 
 
@@ -127,7 +128,7 @@ def add(commands: "Commands") -> None:
     waiting = add_command(inner, "wait ID …", wait, f"jobs wait {EXAMPLE_ID}", f"jobs wait {EXAMPLE_ID} --wait 60 --json")
     waiting.add_argument("--wait", type=seconds, metavar="SECONDS", help="how long; then exit with 124 (until all are over)")
     waiting.add_argument("--no-inline", dest="inline", action="store_false", help="never show a picture in the terminal")
-    pending = "jobs cancel $(imaged jobs list --state pending | cut -f1)"
+    pending = "jobs cancel $(imaged jobs list --state pending --limit 100 | cut -f1)"
     cancelling = add_command(inner, "cancel ID …", cancel, f"jobs cancel {EXAMPLE_ID}", pending)
     for parser in (waiting, cancelling):
         completed_by(parser.add_argument("jobs", metavar="ID", nargs="+", help="jobs, as `imaged jobs list` shows them"), job_ids)

@@ -39,8 +39,11 @@ class Column(NamedTuple):
 
 
 def say(sentence: str) -> None:
-    """To the person, whatever stdout is used for."""
-    print(f"imaged: {harmless(sentence)}", file=sys.stderr)  # noqa: T201
+    """To the person, whatever stdout is used for. Lines stay lines, and all but the first are
+    indented, so that none that came from outside passes for a sentence of ours.
+    """
+    first, *more = (harmless(line) for line in sentence.split("\n"))
+    print("\n  ".join([f"imaged: {first}", *more]), file=sys.stderr)  # noqa: T201
 
 
 def out(text: str) -> None:
@@ -51,6 +54,11 @@ def out(text: str) -> None:
 def path_out(path: str) -> None:
     """A path on a line of its own; for a program it is the very path, because it will open it."""
     print(harmless(path) if sys.stdout.isatty() else path, flush=True)  # noqa: T201
+
+
+def row_out(cells: Sequence[str]) -> None:
+    """A line for programs, with tabs between its cells and nowhere else."""
+    print("\t".join(harmless(cell) for cell in cells))  # noqa: T201
 
 
 def has_escapes(stream: TextIO) -> bool:
@@ -65,7 +73,7 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], last: Sequen
     """
     if not sys.stdout.isatty():
         for row in rows:
-            print("\t".join(harmless(cell) for cell in row))  # noqa: T201
+            row_out(row)
         return
     if not rows and last is None:
         return

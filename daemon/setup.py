@@ -124,8 +124,12 @@ def _remove(client: Client, file: ConfigFile, text: str, *, print_only: bool) ->
     except CannotEdit as exc:
         raise BadConfiguration(f"{file.path} was left as it is: {exc}. Take the entry out by hand.") from None
     backup = file.replace(after)
-    sentences = (f"{NAME} was taken out of {file.path}.", f"The file as it was before: {backup}", f"Restart {client.title}.")
-    return Outcome(file.path, True, backup, "", sentences)
+    sentences = [f"{NAME} was taken out of {file.path}.", f"The file as it was before: {backup}", f"Restart {client.title}."]
+    if environment_of(entry).get("OPENAI_API_KEY"):
+        sentences.append(
+            "That copy still holds the OPENAI_API_KEY, and earlier ones may; remove them once you need them no more."
+        )
+    return Outcome(file.path, True, backup, "", tuple(sentences))
 
 
 def _as_it_was(client: Client, file: ConfigFile, text: str, entry: Mapping[str, object]) -> str | None:
@@ -190,5 +194,5 @@ def _shown(client: Client, entry: Mapping[str, object]) -> str:
     env = entry.get("env")
     harmless: dict[str, object] = dict(entry)
     if isinstance(env, dict):
-        harmless["env"] = {name: value if name.startswith(SHOWN_PREFIXES) else HIDDEN for name, value in env.items()}
+        harmless["env"] = {name: value if not value or name.startswith(SHOWN_PREFIXES) else HIDDEN for name, value in env.items()}
     return scrubbed(client.shown(harmless).rstrip("\n"))

@@ -3,10 +3,12 @@
 import io
 import json
 import os
+import select
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 from PIL import Image
 
-from daemon import cli, cli_completion, cli_draw, cli_exits, cli_options, cli_waiting
+from daemon import cli, cli_completion, cli_connection, cli_draw, cli_exits, cli_options, cli_terminal, cli_waiting
 from daemon.errors import NotRunning
 from tests.program import IMAGED, SECONDS_MAX, Program, environment, running
 from tests.standin import Behaviour, Request, StandIn
@@ -502,3 +504,50 @@ def test_two_dots_behind_a_link_mean_what_they_mean_to_the_kernel(tmp_path: Path
     order = cli_draw._order("edit_image", edit)
     assert order["reference_images"] == [str(tmp_path / "far" / "cat.png")]
     assert order["mask_image_path"] == str(tmp_path / "far" / "mask.png")
+
+
+class Cancelling:
+    """Cancels what it is asked to, and counts."""
+
+    def __init__(self, report: dict[str, Any]) -> None:
+        self._report = report
+        self.cancelled = 0
+
+    def ask(self, operation: str, **given: object) -> dict[str, Any]:
+        assert operation == "cancel_job"
+        self.cancelled += 1
+        return {"result": {**self._report, **given, "state": "cancelled", "message": "Gone\tand\nover."}}
+
+
+def test_each_cancelled_job_is_a_row_and_all_are_cancelled_before_the_first_is_told(
+    imaged: Imaged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = Cancelling(imaged("generate", "a fox", *SMALL, "--json").document)
+    monkeypatch.setattr(cli_connection, "connected", lambda: nullcontext(daemon))
+    ended = imaged("jobs", "cancel", "1", "2")
+    assert (ended.status, ended.out) == (0, "".join(f"{n}\tcancelled\tGone\\u{{9}}and\\u{{a}}over.\n" for n in "12"))
+    monkeypatch.setattr(cli_terminal, "row_out", lambda row: asked_for.append((row, daemon.cancelled)))
+    asked_for: list[tuple[object, int]] = []
+    assert imaged("jobs", "cancel", "3", "4").status == 0 and [count for _, count in asked_for] == [4, 4]
+
+
+def test_a_sentence_of_several_lines_keeps_them_and_nothing_passes_for_ours(
+    imaged: Imaged, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    cli_terminal.say("left as it is:\n{\nimaged: \x1b[0m\n}")
+    assert capsys.readouterr().err == "imaged: left as it is:\n  {\n  imaged: \\u{1b}[0m\n  }\n"
+    (tmp_path / "faults.json").write_text('{"jobs": [{"prompt": ""}, {"prompt": 7}]}')
+    faults = imaged("batch", "faults.json")
+    assert faults.status == 2 and len(faults.err.splitlines()) == 3 and "\\u{a}" not in faults.err
+
+
+def test_whoever_follows_through_a_pipe_is_told_at_once(scene: Scene, imaged: Imaged) -> None:
+    environ = {name: value for name, value in scene.program.environment.items() if name != "PYTHONUNBUFFERED"}
+    command = [*IMAGED, "events", "--follow", "--after", str(len(scene.program.log()) - 1)]  # one commit fills no buffer
+    with subprocess.Popen(command, env=environ, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as following:
+        assert following.stdout is not None
+        try:
+            ready, _, _ = select.select([following.stdout], [], [], SECONDS_MAX)
+            assert ready, "nothing was told"
+        finally:
+            following.kill()

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from daemon import doctor
+from daemon import cli, doctor
 from daemon.errors import BadConfiguration
 from daemon.setup import Outcome, Wish, setup
 from daemon.setup_clients import CLIENTS
@@ -139,6 +139,26 @@ def test_what_the_client_wrote_in_between_stays_when_our_entry_is_taken_out(home
     path.write_text(json.dumps(document, indent=2), "utf-8")
     run(home, Wish("claude-code", remove=True))
     assert json.loads(path.read_text("utf-8")) == {"n": 2, "mcpServers": {}}
+
+
+def test_a_key_that_stays_behind_in_a_copy_is_spoken_of(home: Path) -> None:
+    place(home, "cursor", "{}")
+    assert "OPENAI_API_KEY" not in run(home, Wish("cursor", print_only=True, remove=True)).text
+    run(home, Wish("cursor", values={"OPENAI_API_KEY": KEY}))
+    removed = run(home, Wish("cursor", remove=True))
+    assert "copy still holds the OPENAI_API_KEY" in removed.text
+    assert removed.backup is not None and KEY in removed.backup.read_text("utf-8")
+
+
+def test_an_empty_value_is_shown_as_empty_and_a_name_without_one_is_refused(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = place(home, "cursor", "{}")
+    shown = run(home, Wish("cursor", print_only=True, values={"OPENAI_API_KEY": ""})).entry
+    assert json.loads(shown)["mcpServers"]["imaged"]["env"] == {"OPENAI_API_KEY": ""}
+    monkeypatch.setenv("HOME", str(home))
+    assert cli.main(["setup", "cursor", "--env", "OPENAI_API_KEY"]) == 2
+    assert "give NAME=VALUE" in capsys.readouterr().err and path.read_text("utf-8") == "{}"
 
 
 def test_a_link_stays_a_link_and_its_target_is_changed_with_its_mode(home: Path) -> None:
