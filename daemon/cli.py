@@ -81,8 +81,9 @@ def _end(exc: Exception, asked: argparse.Namespace) -> int:
     say(f"{option}: {sentence}" if option else sentence)
     if getattr(asked, "json", False):
         error = {"code": code, "message": sentence, "argument": getattr(exc, "argument", "")}
-        billed = getattr(exc, "billed", "")
-        print(json.dumps({"error": {**error, **({"billed": billed} if billed else {})}}))  # noqa: T201
+        billed, jobs = getattr(exc, "billed", ""), getattr(exc, "job_ids", [])
+        more = {"billed": billed, "job_id": jobs[0] if len(jobs) == 1 else "", "job_ids": jobs if len(jobs) > 1 else []}
+        print(json.dumps({"error": {**error, **{name: value for name, value in more.items() if value}}}))  # noqa: T201
     return status
 
 

@@ -61,7 +61,8 @@ def wait(asked: argparse.Namespace) -> int:
 
     with connected() as connection:
         jobs = cli_waiting.find(connection, asked.jobs)
-        jobs = cli_waiting.until_over(connection, jobs, asked.wait)
+        with cli_waiting.coming_back(jobs):
+            jobs = cli_waiting.until_over(connection, jobs, asked.wait)
         if asked.json:
             json_out({"jobs": jobs})
         else:

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
-from daemon import config
+from daemon import bridge, config
 from daemon.cli_terminal import has_escapes
 from daemon.client import Connection
-from daemon.errors import Refused
+from daemon.errors import NotRunning, Refused
 
 EDGE_PX = 800  # some 24 lines on a dense screen; larger ones only take longer to send
 QUALITY = 85
@@ -56,6 +56,8 @@ def show(connection: Connection, uuid: str, numbers: range, *, wanted: bool) -> 
             sequence = drawn(connection.picture(uuid, number), spoken, shutil.get_terminal_size().columns)
         except (Refused, BadPicture):
             continue
+        except (NotRunning, bridge.Trouble):  # the picture is there and its path told; that is what was asked for
+            return
         print(sequence, flush=True)  # noqa: T201
 
 

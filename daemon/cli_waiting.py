@@ -5,15 +5,19 @@ of the job, and stderr says by which id it is found again.
 """
 
 import argparse
+import signal
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
+from daemon import bridge, cli_pictures
 from daemon import cli_exits as exits
-from daemon import cli_pictures
 from daemon.cli_connection import ask_again, json_out, read
 from daemon.cli_terminal import Watch, path_out, say, waiting
 from daemon.client import Connection
+from daemon.errors import NotRunning
 from daemon.results import JobReport, JobsNow
 
 WAIT_SECONDS_MAX = 30.0  # for one question to the daemon; it answers earlier when something has changed
@@ -39,12 +43,12 @@ def order(
 
     Raises:
         Declined: nothing was ordered.
-        NotRunning: daemons went away again and again.
-        KeyboardInterrupt: and the person knows what goes on.
+        NotRunning, bridge.Trouble, KeyboardInterrupt: and the person knows what goes on.
     """
-    job: JobReport | None = None
-    try:
+    ours: list[JobReport] = []
+    with coming_back(ours):
         job = read(ask_again(connection, operation, options, **given), JobReport)
+        ours.append(job)
         for warning in job.warnings:
             say(warning)
         if manners.no_wait:
@@ -54,14 +58,31 @@ def order(
                 path_out(job.job_id)
             return exits.OK
         (job,) = until_over(connection, [job], manners.wait_seconds)
-    except KeyboardInterrupt:
-        _say_how_to_come_back([] if job is None else [job])
-        raise
     if manners.as_json:
         json_out(job)
     else:
         tell(connection, job, inline=manners.inline)
     return status_of([job])
+
+
+@contextmanager
+def coming_back(jobs: Sequence[JobReport]) -> Iterator[None]:
+    """However the wait for these jobs breaks off - also by SIGTERM and SIGHUP, as `timeout` and a closed window send them -
+    stderr says how they are found again, and the exception has their ids as `job_ids` for the document of the error.
+    """
+    ours = threading.current_thread() is threading.main_thread()  # only there may signals be set
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if ours and signal.getsignal(n) is signal.SIG_DFL]  # nohup stays so
+    for number in numbers:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    except (KeyboardInterrupt, NotRunning, bridge.Trouble) as broken:
+        vars(broken)["job_ids"] = [job.job_id for job in jobs]
+        _say_how_to_come_back(jobs)
+        raise
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def until_over(connection: Connection, jobs: Sequence[JobReport], wait_seconds: float | None) -> tuple[JobReport, ...]:

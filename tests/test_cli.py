@@ -16,7 +16,18 @@ from typing import Any, NamedTuple
 import pytest
 from PIL import Image
 
-from daemon import cli, cli_completion, cli_connection, cli_draw, cli_exits, cli_options, cli_terminal, cli_waiting
+from daemon import (
+    bridge,
+    cli,
+    cli_completion,
+    cli_connection,
+    cli_draw,
+    cli_exits,
+    cli_options,
+    cli_pictures,
+    cli_terminal,
+    cli_waiting,
+)
 from daemon.errors import NotRunning
 from tests.program import IMAGED, SECONDS_MAX, Program, environment, running
 from tests.standin import Behaviour, Request, StandIn
@@ -294,6 +305,48 @@ def test_a_daemon_that_goes_away_is_asked_again_with_the_same_key(imaged: Imaged
     with pytest.raises(NotRunning):
         cli_waiting.order(for_ever, "start_generation_job", given, {}, cli_waiting.Manners())  # type: ignore[arg-type]
     assert for_ever.orders == {"k1": 4}
+    assert "imaged jobs list shows whether there is a job" in capsys.readouterr().err
+
+
+class Breaking(Forgetful):
+    """Takes the order, and then breaks off as it is told; or gives the picture's report, and not the picture."""
+
+    def __init__(self, report: dict[str, Any], breaks: BaseException | None) -> None:
+        super().__init__(report)
+        self._goes_away = 0
+        self._breaks = breaks
+
+    def ask(self, operation: str, **given: object) -> dict[str, Any]:
+        if operation == "start_generation_job":
+            return {"result": {**self._report, "state": "running"}}
+        if self._breaks is not None:
+            raise self._breaks
+        return {"result": {"position": 1, "jobs": [self._report]}}
+
+    def picture(self, uuid: str, n: int) -> bytes:
+        raise NotRunning("it ended.")
+
+
+@pytest.mark.parametrize(("breaks", "status"), [(NotRunning("it ended."), 9), (bridge.Trouble("it is stuck."), 1)])
+@pytest.mark.parametrize("words", [["generate", "a fox"], ["jobs", "wait"]])
+def test_a_wait_that_breaks_names_the_job_on_stderr_and_in_the_document(
+    imaged: Imaged, monkeypatch: pytest.MonkeyPatch, words: list[str], breaks: Exception, status: int
+) -> None:
+    report = imaged("generate", "a fox", *SMALL, "--json").document
+    monkeypatch.setattr(cli_connection, "connected", lambda **_: nullcontext(Breaking(report, breaks)))
+    running = cli_waiting.read({"result": {**report, "state": "running"}}, cli_waiting.JobReport)
+    monkeypatch.setattr(cli_waiting, "find", lambda *_: (running,))
+    ended = imaged(*words, *([report["job_id"]] if words[0] == "jobs" else []), "--json")
+    assert (ended.status, ended.document["error"]["job_id"]) == (status, report["job_id"])
+    assert f"imaged jobs wait {report['job_id']}" in ended.err and str(breaks) in ended.err
+
+
+def test_a_picture_that_cannot_be_shown_any_more_is_still_drawn(imaged: Imaged, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = imaged("generate", "a fox", *SMALL, "--json").document
+    monkeypatch.setattr(cli_connection, "connected", lambda **_: nullcontext(Breaking(report, None)))
+    monkeypatch.setattr(cli_pictures, "has_escapes", lambda stream: True)
+    ended = imaged("generate", "a fox", TERM="xterm-kitty")
+    assert (ended.status, ended.out.strip()) == (0, report["images"][0]["path"])
 
 
 def test_two_orders_have_two_keys() -> None:

@@ -73,8 +73,8 @@ class Screen:
         assert text in self.shown, self.shown
         return self
 
-    def interrupt(self) -> "Screen":
-        os.kill(self._process.pid, signal.SIGINT)
+    def interrupt(self, number: int = signal.SIGINT) -> "Screen":
+        os.kill(self._process.pid, number)
         return self
 
     def end(self) -> int:
@@ -166,7 +166,8 @@ def test_a_bar_moves_while_it_is_drawn_and_leaves_a_clean_screen(scene: Scene) -
         assert Path(screen.apart.removesuffix("\n")).exists(), "stdout is the path and nothing else"
 
 
-def test_ctrl_c_leaves_the_job_and_says_how_to_come_back(scene: Scene) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_and_its_kin_leave_the_job_and_say_how_to_come_back(scene: Scene, number: int) -> None:
     enough = threading.Event()
 
     def slowly(request: Request) -> None:
@@ -175,7 +176,7 @@ def test_ctrl_c_leaves_the_job_and_says_how_to_come_back(scene: Scene) -> None:
 
     scene.standin.will(slowly)
     with Screen(scene.program, "generate", "a fox", "--size", "1024x1024", "--quality", "low") as screen:
-        assert screen.until(b"drawing 1 picture").interrupt().end() == 130
+        assert screen.until(b"drawing 1 picture").interrupt(number).end() == 130
         said = screen.shown[screen.shown.rindex(ERASED) + len(ERASED) :].decode()
     found = re.fullmatch(
         r"imaged: Job (\S+) goes on\. To wait for it: imaged jobs wait (\S+); to stop it: imaged jobs cancel (\S+)\r\n", said
