@@ -17,8 +17,15 @@ def main() -> int:
         from daemon import bridge
 
         return bridge.main(arguments[1:], os.environ)
+    import signal
+
+    heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if heard:  # Ctrl-C as early as this ends us without a word, as it ends every program
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from daemon import cli
 
+    if heard:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     return cli.main(arguments)
 
 

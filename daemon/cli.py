@@ -52,6 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         SystemExit: the command line is not understood, or asks for help.
     """
+    _open_what_is_closed()
     parser = _parser()
     if cli_completion.ASKED_BY_SHELL in os.environ:
         cli_completion.complete(parser)
@@ -59,14 +60,19 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments:
         parser.print_help(sys.stderr)
         return exits.USAGE
-    asked = parser.parse_args([*arguments[1:], "--help"] if arguments[0] == "help" else arguments)
+    try:
+        asked = parser.parse_args([*arguments[1:], "--help"] if arguments[0] == "help" else arguments)
+    finally:
+        _write_or_give_up()  # the help, or the document of a slip
     command: Command = asked.command
     try:
-        return command(asked)
+        status = command(asked)
+        sys.stdout.flush()  # here a full disk or a reader who has left can still be spoken of
+        return status
     except KeyboardInterrupt:
         return exits.INTERRUPTED
     except BrokenPipeError:  # whoever read our output has seen enough
-        sys.stdout = None
+        sys.stdout = None  # what is still in it must not be tried again as the program ends
         return exits.OK
     except (Refused, BadConfiguration, NotRunning, AlreadyRunning, bridge.Trouble) as exc:
         return _end(exc, asked)
@@ -84,6 +90,7 @@ def _end(exc: Exception, asked: argparse.Namespace) -> int:
         billed, jobs = getattr(exc, "billed", ""), getattr(exc, "job_ids", [])
         more = {"billed": billed, "job_id": jobs[0] if len(jobs) == 1 else "", "job_ids": jobs if len(jobs) > 1 else []}
         print(json.dumps({"error": {**error, **{name: value for name, value in more.items() if value}}}))  # noqa: T201
+    _write_or_give_up()
     return status
 
 
@@ -103,6 +110,21 @@ def _meaning(exc: Exception) -> tuple[str, int, str]:
             return "io_error", exits.FAILED, f"{where}{exc.strerror or exc}."
         case _:
             return "failed", exits.FAILED, str(exc)
+
+
+def _write_or_give_up() -> None:
+    """For whoever has said on stderr what there was to say: a stdout that takes nothing is no second failure."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = None
+
+
+def _open_what_is_closed() -> None:
+    """Whoever starts us with a closed stdin, stdout or stderr gives nothing there, and wants nothing: that is /dev/null."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123  # until the end
 
 
 def _print_whatever_comes() -> None:

@@ -604,3 +604,34 @@ def test_whoever_follows_through_a_pipe_is_told_at_once(scene: Scene, imaged: Im
             assert ready, "nothing was told"
         finally:
             following.kill()
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "said"),
+    [
+        ("generate fox --size 1024x1024 --quality low >&-", 0, "History ID"),
+        ("generate - <&-", 2, "the prompt is empty"),
+        ("history --json > /dev/full", 1, "No space left on device"),
+        ("history --state x --json > /dev/full", 2, "'--state' is not understood"),
+        ("jobs show nowhere --json > /dev/full", 1, "nowhere"),
+    ],
+)
+def test_a_closed_or_full_stream_is_no_bug_of_ours(scene: Scene, command: str, status: int, said: str) -> None:
+    environ = {name: value for name, value in scene.program.environment.items() if name != "PYTHONUNBUFFERED"}
+    whole = ["sh", "-c", f"{shlex.join(IMAGED)} {command}"]
+    ended = subprocess.run(whole, env=environ, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=SECONDS_MAX)
+    assert (ended.returncode, "Traceback" in ended.stderr, "Exception ignored" in ended.stderr) == (status, False, False)
+    assert said in ended.stderr
+
+
+def test_a_reader_who_leaves_before_the_first_line_is_no_failure(scene: Scene) -> None:
+    environ = {name: value for name, value in scene.program.environment.items() if name != "PYTHONUNBUFFERED"}
+    ours, theirs = os.pipe()
+    os.close(ours)
+    try:
+        ended = subprocess.run(
+            [*IMAGED, "history"], env=environ, cwd=ROOT, stdout=theirs, stderr=subprocess.PIPE, timeout=SECONDS_MAX
+        )
+    finally:
+        os.close(theirs)
+    assert (ended.returncode, ended.stderr) == (0, b"")
