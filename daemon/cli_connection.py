@@ -71,6 +71,8 @@ def ask_again(
     for _ in range(TRIES_MAX - 1):
         try:
             return _accepted(connection.ask(operation, **arguments), options or {})
+        except client.Stopped:
+            raise
         except NotRunning:
             say("the daemon went away; another one is asked.")
     return _accepted(connection.ask(operation, **arguments), options or {})

@@ -2,6 +2,7 @@
 
 import argparse
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -192,6 +193,7 @@ def _open(path: str, opener: str) -> None:
         environ.pop("LD_LIBRARY_PATH", None)
         if "LD_LIBRARY_PATH_ORIG" in environ:
             environ["LD_LIBRARY_PATH"] = environ["LD_LIBRARY_PATH_ORIG"]
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored since we started a daemon, and then nobody learns how this ends
     null = subprocess.DEVNULL
     started = subprocess.Popen([opener, path], env=environ, stdin=null, stdout=null, stderr=null, start_new_session=True)
     try:

@@ -16,7 +16,7 @@ from daemon import bridge, cli_pictures
 from daemon import cli_exits as exits
 from daemon.cli_connection import ask_again, json_out, read
 from daemon.cli_terminal import Watch, path_out, say, waiting
-from daemon.client import Connection
+from daemon.client import Connection, Stopped
 from daemon.errors import NotRunning
 from daemon.results import JobReport, JobsNow
 
@@ -78,7 +78,7 @@ def coming_back(jobs: Sequence[JobReport]) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, NotRunning, bridge.Trouble) as broken:
         vars(broken)["job_ids"] = [job.job_id for job in jobs]
-        _say_how_to_come_back(jobs)
+        _say_how_to_come_back(jobs, goes_on=not isinstance(broken, Stopped))
         raise
     finally:
         for number in numbers:
@@ -94,6 +94,7 @@ def until_over(connection: Connection, jobs: Sequence[JobReport], wait_seconds: 
 def _until_over(
     connection: Connection, jobs: Sequence[JobReport], wait_seconds: float | None, watch: Watch
 ) -> tuple[JobReport, ...]:
+    connection.only_wait()
     give_up_at = float("inf") if wait_seconds is None else time.monotonic() + wait_seconds
     now = JobsNow(position=0, jobs=tuple(jobs))
     watch(now.jobs)
@@ -140,12 +141,13 @@ def status_of(jobs: Sequence[JobReport]) -> int:
     return exits.of_all([exits.of_job(job) for job in jobs])
 
 
-def _say_how_to_come_back(jobs: Sequence[JobReport], why: str = "") -> None:
+def _say_how_to_come_back(jobs: Sequence[JobReport], why: str = "", *, goes_on: bool = True) -> None:
     if not jobs:
         say("interrupted before the daemon had confirmed the order; imaged jobs list shows whether there is a job.")
         return
     ids = " ".join(job.job_id for job in jobs)
     what = f"Job {ids} goes on" if len(jobs) == 1 else f"{len(jobs)} jobs go on"
+    what += "" if goes_on else " when a daemon runs again"
     say(f"{why}{what}. To wait for it: imaged jobs wait {ids}; to stop it: imaged jobs cancel {ids}")
 
 

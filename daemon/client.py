@@ -17,7 +17,7 @@ from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from daemon import bridge, config
+from daemon import bridge, client_endings, config
 from daemon.config import Places
 from daemon.errors import BadConfiguration, NotRunning, Refused
 from daemon.version import VERSION
@@ -51,6 +51,10 @@ class _Reply(NamedTuple):
 
 class _Broken(NotRunning):
     """In the middle of a question, so the daemon cannot have begun what was asked."""
+
+
+class Stopped(NotRunning):
+    """The daemon ended in order, and whoever only waits must not start another one."""
 
 
 class _Wire(http.client.HTTPConnection):
@@ -109,6 +113,8 @@ class Connection:
         self._sync_wait = settings.get("IMAGED_SYNC_WAIT_SECONDS", "")
         self._wire: _Wire | None = None
         self._answered_at = 0.0
+        self._only_waits = False
+        self._pid = 0  # of the daemon that answered last
 
     def open(self) -> None:
         """
@@ -117,6 +123,10 @@ class Connection:
             bridge.Trouble: the daemon cannot be started or reached.
         """
         self._wire, self._answered_at = self._reached(), self._now()
+
+    def only_wait(self) -> None:
+        """From here on another daemon is started after a crash, but not after one that was stopped: that raises Stopped."""
+        self._only_waits = True
 
     def close(self) -> None:
         """It may be used again."""
@@ -193,6 +203,7 @@ class Connection:
             self._answered_at = self._now()
             if not (self._start and _is_draining(reply)):
                 return reply
+            self._insist_on_crash()
             self.close()
         raise self._none_stays()
 
@@ -209,11 +220,25 @@ class Connection:
             return wire
         for tried in range(TRIES_MAX):
             if tried:
+                self._insist_on_crash()
                 bridge.connect(str(self._places.home), config.environment(), bridge.daemon_command()).close()
             wire = self._dialled()
-            if wire is not None and self._stays(wire):
-                return wire
+            if wire is not None:
+                self._pid = client_endings.pid_behind(wire.sock)
+                if self._stays(wire):
+                    return wire
         raise self._none_stays()
+
+    def _insist_on_crash(self) -> None:
+        """For those who only wait: does nothing if the daemon crashed, or if its successor listens already."""
+        if not self._only_waits:
+            return
+        client_endings.wait_for_end(self._pid)
+        next_one = self._dialled()
+        if next_one is not None:
+            next_one.close()
+        elif client_endings.was_in_order(self._places.events):
+            raise Stopped(f"the daemon of {self._places.home} was stopped; nothing goes on until one runs again.")
 
     def _stays(self, wire: _Wire) -> bool:
         """Asked of a new connection, because this question may be lost: it is no fact, and changes nothing."""

@@ -5,8 +5,10 @@ import json
 import os
 import select
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -27,6 +29,7 @@ from daemon import (
     cli_pictures,
     cli_terminal,
     cli_waiting,
+    client,
 )
 from daemon.errors import NotRunning
 from tests.program import IMAGED, SECONDS_MAX, Program, environment, running
@@ -281,6 +284,7 @@ class Forgetful:
     def __init__(self, report: Mapping[str, Any]) -> None:
         self._report = report
         self._goes_away = 2
+        self.only_wait = lambda: None
         self.orders: dict[object, int] = {}
 
     def ask(self, operation: str, **given: object) -> dict[str, Any]:
@@ -306,6 +310,46 @@ def test_a_daemon_that_goes_away_is_asked_again_with_the_same_key(imaged: Imaged
         cli_waiting.order(for_ever, "start_generation_job", given, {}, cli_waiting.Manners())  # type: ignore[arg-type]
     assert for_ever.orders == {"k1": 4}
     assert "imaged jobs list shows whether there is a job" in capsys.readouterr().err
+
+
+def test_whoever_only_waits_starts_a_daemon_after_a_crash_and_not_after_a_stop(
+    imaged: Imaged, scene: Scene, tmp_path: Path
+) -> None:
+    enough = threading.Event()
+
+    def slowly(request: Request) -> None:
+        assert enough.wait(SECONDS_MAX)
+        request.reply(200, request.good_reply())
+
+    scene.standin.will(slowly)
+    settings = {name: scene.program.environment[name] for name in ("IMAGED_BACKEND", "OPENAI_API_KEY", "OPENAI_BASE_URL")}
+    with running(tmp_path, IMAGED_MAX_CONCURRENT="1", **settings) as program:
+        small = {"tool_name": "generate_image", "size": "1024x1024", "quality": "low"}
+        for prompt in ("a fox", "a hen"):
+            job_id = program.ask("start_generation_job", prompt=prompt, **small)["result"]["job_id"]
+        ordered = [*IMAGED, "jobs", "wait", job_id]
+        waiting = subprocess.Popen(ordered, env=program.environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        try:
+            assert waiting.stderr is not None and "waiting for a free place" in waiting.stderr.readline()
+            program.ask("stop_daemon")
+            enough.set()
+            _, said = waiting.communicate(timeout=SECONDS_MAX)
+        finally:
+            enough.set()
+            waiting.kill()
+        program.wait_for_end()
+        assert waiting.returncode == cli_exits.NO_DAEMON and "goes on when a daemon runs again" in said, said
+        assert f"imaged jobs wait {job_id}" in said
+        with pytest.raises(NotRunning):
+            program.ask("get_status")
+        with client.connected(program.places, program.environment, start=True) as connection:
+            connection.only_wait()
+            pid = connection.ask("get_status")["result"]["pid"]
+            os.kill(pid, signal.SIGKILL)
+            successor = cli_connection.ask_again(connection, "get_status")["result"]["pid"]
+            assert successor != pid
+            os.kill(successor, signal.SIGTERM)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored since the daemon was started from here
 
 
 class Breaking(Forgetful):
