@@ -161,8 +161,12 @@ class _Reader:
         word = _WORD.match(self._text, self._at)
         if word is None:
             raise self._fault("a value is expected here")
+        try:
+            value = json.loads(word[0])
+        except ValueError:  # Python reads no number of more than 4300 digits
+            raise self._fault("this number is too long to be read") from None
         self._at = self._settled = word.end()
-        return Node(start, word.end(), json.loads(word[0]))
+        return Node(start, word.end(), value)
 
     def _string(self) -> tuple[str, int]:
         start = self._at

@@ -330,3 +330,8 @@ def test_every_client_has_its_place_on_both_systems_and_a_sentence_on_the_third(
 def test_an_unknown_client_is_answered_with_those_there_are() -> None:
     with pytest.raises(BadConfiguration, match=r"emacs.*claude-desktop.*gemini"):
         client_named("emacs")
+
+
+def test_a_number_too_long_to_be_read_is_refused_at_its_place() -> None:
+    with pytest.raises(NotUnderstood, match="this number is too long"):
+        client_named("cursor").read('{"a": ' + "9" * 5000 + "}")
