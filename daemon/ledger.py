@@ -38,7 +38,7 @@ T = TypeVar("T")
 class RunBlocking(Protocol):
     """Runs a blocking function elsewhere; tests run it inline."""
 
-    def __call__(self, function: Callable[[], T]) -> Awaitable[T]: ...
+    def __call__(self, function: Callable[[], T], /) -> Awaitable[T]: ...
 
 
 class Views(NamedTuple):

@@ -80,7 +80,7 @@ async def serve(places: Places, *, exit_when_idle: bool, idle_exit_seconds: floa
         control_listener = doors.listen(places.run, control.SOCKET_NAME)
         async with _house(places, log, idle_exit_seconds) as (house, recovery), listener, control_listener:
             await house.ledger.record(decisions.start_daemon(VERSION, recovery.torn_bytes))
-            await _put_right(house)
+            await put_right(house.ledger, house.store)
             await forgetting.finish(house)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_listen_to_signals, house)
@@ -180,12 +180,12 @@ def _one_at_a_time() -> RunBlocking:
     return run_blocking
 
 
-async def _put_right(house: House) -> None:
+async def put_right(ledger: Ledger, store: Store) -> None:
     """Attempts that were open when the last daemon died: a reply that was spooled is finished, others are unknown."""
-    for job in tuple(house.ledger.board):
+    for job in tuple(ledger.board):
         if job.stage is Stage.ATTEMPTING:
-            reply = _spooled(house.store, job)
-            await house.ledger.record(decisions.recover(job.id, reply))
+            reply = _spooled(store, job)
+            await ledger.record(decisions.recover(job.id, reply))
             logger.info("put right after a crash", extra={"job": job.id, "reply_kept": reply is not None})
 
 

@@ -19,7 +19,8 @@ import trio
 from daemon import decisions
 from daemon.courier import Courier, RawReply
 from daemon.keyring import Keyring
-from daemon.ledger import Decision, Ledger
+from daemon.ledger import Decision, Ledger, RunBlocking
+from eventlog.disk import Disk
 from eventlog.events import AttemptFailed, AttemptStarted, JobCompleted, ReplyReceived
 from eventlog.jobs import Job, Stage
 from eventlog.values import Cost, ImageFile, JobId, Picture, Words, digest
@@ -44,13 +45,24 @@ logger = logging.getLogger(__name__)
 
 
 class Worker:
-    """Draws one job at a time per call of `run`; many run at once."""
+    """Draws one job at a time per call of `run`; many run at once. `disk` is where the finished files go."""
 
-    def __init__(self, ledger: Ledger, courier: Courier, keyring: Keyring, store: Store) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        courier: Courier,
+        keyring: Keyring,
+        store: Store,
+        *,
+        disk: Disk | None = None,
+        run_blocking: RunBlocking = trio.to_thread.run_sync,
+    ) -> None:
         self._ledger = ledger
         self._courier = courier
         self._keyring = keyring
         self._store = store
+        self._disk = disk or Disk()
+        self._run_blocking = run_blocking
 
     async def run(self, job_id: JobId) -> None:
         """Returns when the job is over, or when it is cancelled from outside and has said so."""
@@ -94,7 +106,7 @@ class Worker:
             await self._ledger.wait_beyond(self._ledger.position)
         attempt = job.attempts + 1
         try:
-            request = await trio.to_thread.run_sync(partial(self._build, job))
+            request = await self._run_blocking(partial(self._build, job))
         except FileFailed as exc:
             sentence = f"A picture that this starts from is gone from the store, so nothing was sent: {exc}"
             await self._ledger.record(decisions.fail_job(job.id, "source_gone", "no", sentence))
@@ -133,7 +145,7 @@ class Worker:
         if isinstance(outcome, Failure):
             return outcome
         read = partial(openai_api.read, job.request, outcome.status, outcome.headers, outcome.body)
-        return await trio.to_thread.run_sync(read)
+        return await self._run_blocking(read)
 
     async def _receive(self, job: Job, started: AttemptStarted, reply: Reply) -> None:
         """Returns once the reply is in the store and in the log or, if the disk takes it at no price, what became of it is.
@@ -154,10 +166,10 @@ class Worker:
         """False: nothing has been recorded yet."""
         with trio.CancelScope(shield=True):
             try:
-                received = await trio.to_thread.run_sync(partial(self._keep, job, started, reply))
+                received = await self._run_blocking(partial(self._keep, job, started, reply))
                 await self._ledger.record(decisions.receive_reply(received))
             except FileFailed as exc:
-                safe = patience != "store" and await trio.to_thread.run_sync(partial(self._rescue, job, reply, rescued))
+                safe = patience != "store" and await self._run_blocking(partial(self._rescue, job, reply, rescued))
                 if not safe and patience != "last try":
                     return False
                 failure = _not_stored(job, reply, exc, rescued)
@@ -167,7 +179,7 @@ class Worker:
     def _rescue(self, job: Job, reply: Reply, rescued: list[str]) -> bool:
         """Blocking. Whether every picture stands in its place now, as it was received; `rescued` says where."""
         try:
-            with OutputRoot.open(job.output_dir or "", any_path=job.any_path) as root:
+            with OutputRoot.open(job.output_dir or "", any_path=job.any_path, disk=self._disk) as root:
                 for number, image in enumerate(reply.images[len(rescued) :], start=len(rescued) + 1):
                     if image.format == "svg":
                         svg.check(image.data)
@@ -209,7 +221,7 @@ class Worker:
         kept = None
         if failure.kept:
             try:
-                kept = await trio.to_thread.run_sync(partial(self._store.put, failure.kept))
+                kept = await self._run_blocking(partial(self._store.put, failure.kept))
             except FileFailed as exc:
                 logger.warning("a useless reply could not be kept", extra={"job": job.id, "why": str(exc)})
         failed = AttemptFailed(
@@ -233,7 +245,7 @@ class Worker:
         with trio.CancelScope(shield=True):
             placed: list[str] = []
             try:
-                completed, words = await trio.to_thread.run_sync(partial(self._place, job, resumed, placed))
+                completed, words = await self._run_blocking(partial(self._place, job, resumed, placed))
             except (Refused, FileFailed, BadPicture) as exc:
                 kept = ", ".join(str(self._store.path(picture.sha256)) for picture in job.pictures)
                 sentence = f"The picture was drawn and is safe, but could not be put in its place: {exc} It is kept as {kept}."
@@ -241,7 +253,7 @@ class Worker:
                 await self._ledger.record(decisions.fail_job(job.id, "not_saved", job.billed, sentence))
             else:
                 await self._ledger.record(decisions.complete_job(completed, words))
-            await trio.to_thread.run_sync(partial(self._forget_spool, job))
+            await self._run_blocking(partial(self._forget_spool, job))
 
     def _forget_spool(self, job: Job) -> None:
         """Blocking. What stays behind is ignored: the log already holds all of it."""
@@ -259,7 +271,7 @@ class Worker:
         """
         images: list[ImageFile] = []
         sidecars: list[str] = []
-        with OutputRoot.open(job.output_dir or "", any_path=job.any_path) as root:
+        with OutputRoot.open(job.output_dir or "", any_path=job.any_path, disk=self._disk) as root:
             for number, picture in enumerate(job.pictures, start=1):
                 received = self._store.get(picture.sha256)
                 if picture.format == "svg":

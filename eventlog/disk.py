@@ -17,6 +17,7 @@ try:
 except ImportError:  # Windows has no flock
     fcntl = None  # type: ignore[assignment]
 
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _RENAME_NOREPLACE = 1  # linux/fs.h
 _RENAME_EXCL = 4  # macOS <sys/stdio.h>
 
@@ -26,18 +27,29 @@ class Disk:
 
     def open_directory(self, path: Path, *, create: bool = False) -> int:
         """Descriptor of a directory. With `create` it is made with mode 0700 and its parents with it, durably."""
-        if create and not path.is_dir():
-            parent = path.parent
-            if not parent.is_dir():
-                self.close(self.open_directory(parent, create=True))
-            with contextlib.suppress(FileExistsError):
-                path.mkdir(mode=0o700)
-            above = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if create and not self.is_directory(path):
+            above = self.open_directory(path.parent, create=True)
             try:
+                with contextlib.suppress(FileExistsError):
+                    self.make_folder(above, path.name)
                 self.sync_directory(above)
             finally:
-                os.close(above)
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                self.close(above)
+        return self.open_path(path)
+
+    def is_directory(self, path: Path) -> bool:
+        return path.is_dir()
+
+    def open_path(self, path: Path) -> int:
+        return os.open(path, _FOLDER)
+
+    def open_folder(self, directory: int, name: str, *, follow: bool) -> int:
+        """Descriptor of a directory inside; without `follow` a link is refused with ELOOP or ENOTDIR."""
+        return os.open(name, _FOLDER | (0 if follow else os.O_NOFOLLOW), dir_fd=directory)
+
+    def make_folder(self, directory: int, name: str) -> None:
+        """With mode 0700; its name is not durable when this returns."""
+        os.mkdir(name, 0o700, dir_fd=directory)
 
     def lock(self, directory: int) -> bool:
         """Take the lock for as long as the descriptor is open; False if somebody else has it, or a share of it."""

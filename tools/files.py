@@ -39,27 +39,27 @@ _CODES = {
 class OutputRoot:
     """The directory that a session's pictures go to, held open. Made with its parents if it is missing."""
 
-    def __init__(self, path: Path, descriptor: int, *, any_path: bool) -> None:
+    def __init__(self, path: Path, descriptor: int, disk: Disk, *, any_path: bool) -> None:
         self._path = path
         self._descriptor = descriptor
+        self._disk = disk
         self._any_path = any_path
-        self._disk = Disk()
 
     @classmethod
     @contextmanager
-    def open(cls, path: str | Path, *, any_path: bool) -> Iterator["OutputRoot"]:
+    def open(cls, path: str | Path, *, any_path: bool, disk: Disk | None = None) -> Iterator["OutputRoot"]:
         """Blocking.
 
         Raises:
             FileFailed: it is not there and cannot be made.
         """
-        path = Path(path)
+        path, disk = Path(path), disk or Disk()
         with _translated(path):
-            descriptor = Disk().open_directory(path, create=True)
+            descriptor = disk.open_directory(path, create=True)
         try:
-            yield cls(path, descriptor, any_path=any_path)
+            yield cls(path, descriptor, disk, any_path=any_path)
         finally:
-            os.close(descriptor)
+            disk.close(descriptor)
 
     @classmethod
     def check(cls, path: Path, argument: str, *, any_path: bool, output_format: str, count: int) -> None:
@@ -129,26 +129,26 @@ class OutputRoot:
     def _folder(self, name: OutputName) -> Iterator[int]:
         """The folder of `name`, walked to by descriptors and made where it is missing."""
         follow = name.absolute  # only with OPENAI_IMAGE_ALLOW_ANY_PATH: the user's own links count there
-        folder = os.open("/", _FOLDER) if name.absolute else os.dup(self._descriptor)
+        disk = self._disk
+        folder = disk.open_path(Path("/")) if name.absolute else disk.open_folder(self._descriptor, ".", follow=True)
         try:
             for component in name.folders:
                 inner = self._enter(folder, component, follow=follow)
-                os.close(folder)
+                self._disk.close(folder)
                 folder = inner
             yield folder
         finally:
-            os.close(folder)
+            self._disk.close(folder)
 
     def _enter(self, folder: int, component: str, *, follow: bool) -> int:
-        flags = _FOLDER | (0 if follow else os.O_NOFOLLOW)
         try:
             try:
-                return os.open(component, flags, dir_fd=folder)
+                return self._disk.open_folder(folder, component, follow=follow)
             except FileNotFoundError:
                 with contextlib.suppress(FileExistsError):  # somebody was faster
-                    os.mkdir(component, 0o700, dir_fd=folder)
+                    self._disk.make_folder(folder, component)
                 self._disk.sync_directory(folder)
-                return os.open(component, flags, dir_fd=folder)
+                return self._disk.open_folder(folder, component, follow=follow)
         except OSError as exc:
             if exc.errno in (errno.ELOOP, errno.ENOTDIR):
                 raise _not_a_folder(component) from exc
