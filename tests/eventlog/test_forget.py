@@ -47,25 +47,6 @@ SECRET = "Zuckerwatteﾎﾞﾂﾁ"
 SEGMENT_BYTES = 1500  # a job's commits then stand in several
 
 
-class RenamingDisk(MemoryDisk):
-    """Renames, too: a name that was not synced shows the old file or the new one after the power is back."""
-
-    def replace(self, directory: int, old: str, new: str) -> None:
-        self.before("replace")
-        self.files[new] = self.files.pop(old)
-
-    def unlink(self, directory: int, name: str) -> None:
-        if name not in self.files:
-            raise FileNotFoundError(name)
-        super().unlink(directory, name)
-
-    def cut_power(self, chance: random.Random) -> None:
-        for name, file in self.files.items():
-            if self.durable_names.get(name, file) is not file and chance.random() < 0.5:
-                self.durable_names[name] = file
-        super().cut_power(chance)
-
-
 def secret_story() -> list[Commit]:
     """A job, a request that was refused before with the same prompt, one that looked for it, and somebody else's job."""
     ask = RequestReceived(operation="generate_image", door="mcp", client=Client(name="c"))
@@ -202,7 +183,7 @@ def test_a_power_cut_leaves_the_old_segment_or_the_new_one_and_the_next_start_fi
     moment, finished = 0, False
     while not finished:
         moment += 1
-        disk, chance = RenamingDisk(), random.Random(seed * 1000 + moment)
+        disk, chance = MemoryDisk(), random.Random(seed * 1000 + moment)
         located = written_secret(HERE, disk)
         log, _, _ = opened(HERE, disk, segment_bytes=SEGMENT_BYTES)
         located += append(log, [forgotten(15, *SECRET_POSITIONS)])
@@ -230,7 +211,7 @@ def test_a_power_cut_leaves_the_old_segment_or_the_new_one_and_the_next_start_fi
 
 def test_no_room_for_the_copy_changes_nothing_and_the_log_goes_on() -> None:
     for operation in ("create", "pwrite", "replace"):
-        disk = RenamingDisk()
+        disk = MemoryDisk()
         written_secret(HERE, disk)
         log, _, _ = opened(HERE, disk, segment_bytes=SEGMENT_BYTES)
         before, lines = disk.content(), find(HERE, {JOB}, disk).lines
@@ -256,7 +237,7 @@ def test_no_room_for_the_copy_changes_nothing_and_the_log_goes_on() -> None:
     ],
 )
 def test_a_disk_that_fails_ends_the_log_and_spoils_no_segment(operation: str, number: int, error: int) -> None:
-    disk = RenamingDisk()
+    disk = MemoryDisk()
     located = written_secret(HERE, disk)
     log, _, _ = opened(HERE, disk, segment_bytes=SEGMENT_BYTES)
     located += append(log, [forgotten(15, *SECRET_POSITIONS)])
@@ -273,7 +254,7 @@ def test_a_disk_that_fails_ends_the_log_and_spoils_no_segment(operation: str, nu
 
 
 def test_a_line_that_is_not_where_it_should_be_is_left_alone() -> None:
-    disk = RenamingDisk()
+    disk = MemoryDisk()
     located = written_secret(HERE, disk)
     log, _, _ = opened(HERE, disk)
     before = disk.content()
@@ -284,7 +265,7 @@ def test_a_line_that_is_not_where_it_should_be_is_left_alone() -> None:
 
 
 def test_what_a_crash_left_half_written_or_torn_is_swept() -> None:
-    disk = RenamingDisk()
+    disk = MemoryDisk()
     written_secret(HERE, disk)
     log, _, _ = opened(HERE, disk)
     content = disk.content()
@@ -499,7 +480,7 @@ def test_a_search_goes_with_the_last_generation_that_it_finds() -> None:
 
 def test_what_a_fact_says_is_forgotten_is_found_when_only_a_part_of_it_is_gone() -> None:
     """The prompt that it repeated went with the first segment, so that nothing else tells that they belong together."""
-    disk = RenamingDisk()
+    disk = MemoryDisk()
     written_secret(HERE, disk)
     log, _, _ = opened(HERE, disk, segment_bytes=SEGMENT_BYTES)
     append(log, [forgotten(15, *SECRET_POSITIONS)])

@@ -107,7 +107,8 @@ def test_a_batch_names_its_first_commit_and_is_synced_once() -> None:
     append(log, [commit(2), commit(3), commit(4)])
     assert operations == ["pwrite", "sync"]
     append(log, [commit(5)])
-    lines = list(Scan(disk, 1, segment_starts(disk.names(1)), None))
+    directory = disk.open_directory(HERE)
+    lines = list(Scan(disk, directory, segment_starts(disk.names(directory)), None))
     assert [one.line.batch for one in lines] == [1, 2, 2, 2, 5]
 
 
