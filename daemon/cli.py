@@ -32,6 +32,7 @@ from daemon.cli_terminal import say
 from daemon.errors import AlreadyRunning, BadConfiguration, NotRunning, Refused
 from daemon.version import VERSION
 from eventlog.errors import EventLogError, IndexUnavailable, LogFull
+from tools.errors import FileFailed
 
 GROUPS: Mapping[str, Sequence[str]] = {
     "Draw": ("generate", "edit", "transform", "batch"),
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
         return exits.OK
     except (Refused, BadConfiguration, NotRunning, AlreadyRunning, bridge.Trouble) as exc:
         return _end(exc, asked)
-    except (EventLogError, IndexUnavailable, LogFull, OSError) as exc:
+    except (EventLogError, IndexUnavailable, LogFull, FileFailed, OSError) as exc:
         return _end(exc, asked)
 
 

@@ -16,6 +16,7 @@ from daemon.cli_options import EXAMPLE_ID, add_command, add_json, completed_by, 
 from daemon.errors import BadConfiguration, NotRunning
 from daemon.setup_clients import CLIENTS
 from eventlog.errors import EventLogError, IndexUnavailable, LogFull
+from tools.errors import FileFailed
 
 if TYPE_CHECKING:
     from daemon.cli_options import Commands
@@ -46,8 +47,8 @@ def serve(asked: argparse.Namespace) -> int:
     try:
         trio.run(_supervise, places, asked.idle_exit, settings.idle_exit_seconds, config.offline_seconds())
     except BaseExceptionGroup as group:
-        # Nurseries wrap what ended the daemon; the one kind that has a sentence for people is a broken log.
-        broken = _first(group, (BadConfiguration, EventLogError, IndexUnavailable, LogFull))
+        # Nurseries wrap what ended the daemon; what has a sentence for people is a broken log, index or store.
+        broken = _first(group, (BadConfiguration, EventLogError, IndexUnavailable, LogFull, FileFailed))
         if broken is None:
             raise
         raise broken from None

@@ -166,10 +166,14 @@ class Store:
 
     @classmethod
     def open(cls, directory: Path, disk: Disk | None = None) -> "Store":
-        """Blocking. Only the holder of the log's lock may have a store open: whatever others left half written is swept."""
+        """Blocking. Only the holder of the log's lock may have a store open: whatever others left half written is swept.
+
+        Raises:
+            FileFailed: it cannot be made, or swept.
+        """
         store = cls(directory, disk or Disk())
-        store._disk.close(store._folder(directory / "spool"))
-        return store
+        with store._opened(directory / "spool"):
+            return store
 
     def check_room(self, pictures: int) -> None:
         """Before money is spent. Blocking.

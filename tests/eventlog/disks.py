@@ -105,6 +105,11 @@ class SimulatedDisk(Disk):
         """Nothing is lost, and nothing is synced by that."""
         self._open = {}
 
+    def content_of(self, path: Path) -> bytes | None:
+        """As programs see it; None for what is no file."""
+        file = self._find(path)
+        return bytes(file.live) if isinstance(file, _File) else None
+
     def lock(self, directory: int) -> bool:
         return True
 
