@@ -25,8 +25,14 @@ _RENAME_EXCL = 4  # macOS <sys/stdio.h>
 class Disk:
     """The real disk."""
 
+    def __init__(self) -> None:
+        self._lasting: set[Path] = set()  # directories whose names are durable, as far as this process has seen to it
+
     def open_directory(self, path: Path, *, create: bool = False) -> int:
-        """Descriptor of a directory. With `create` it is made with mode 0700 and its parents with it, durably."""
+        """Descriptor of a directory. With `create` it is made with mode 0700 and its parents with it, durably.
+
+        One that is there already is made durable, too, once: whoever made it may have died before that.
+        """
         if create and not self.is_directory(path):
             above = self.open_directory(path.parent, create=True)
             try:
@@ -35,13 +41,50 @@ class Disk:
                 self.sync_directory(above)
             finally:
                 self.close(above)
+        elif create and path not in self._lasting:
+            self._let_name_last(path)
+        if create:
+            self._lasting.add(path)
         return self.open_path(path)
+
+    def _let_name_last(self, path: Path) -> None:
+        try:
+            above = self.open_path(path.parent)
+        except PermissionError:
+            return  # nothing in there was made by us: that takes opening it first
+        try:
+            self.let_names_last(above)
+        finally:
+            self.close(above)
+
+    def let_names_last(self, directory: int) -> None:
+        """As `sync_directory`, for one that may be anybody's: some, as where homes are mounted, cannot be synced at all."""
+        try:
+            self.sync_directory(directory)
+        except OSError as exc:
+            if exc.errno != errno.EINVAL:
+                raise
 
     def is_directory(self, path: Path) -> bool:
         return path.is_dir()
 
     def open_path(self, path: Path) -> int:
         return os.open(path, _FOLDER)
+
+    def enter(self, directory: int, name: str, *, follow: bool) -> int:
+        """As `open_folder`; one that is missing is made. Its name is durable then, whoever made it and died before that."""
+        try:
+            inner = self.open_folder(directory, name, follow=follow)
+        except FileNotFoundError:
+            with contextlib.suppress(FileExistsError):  # somebody was faster
+                self.make_folder(directory, name)
+            inner = self.open_folder(directory, name, follow=follow)
+        try:
+            self.let_names_last(directory)
+        except OSError:
+            self.close(inner)
+            raise
+        return inner
 
     def open_folder(self, directory: int, name: str, *, follow: bool) -> int:
         """Descriptor of a directory inside; without `follow` a link is refused with ELOOP or ENOTDIR."""

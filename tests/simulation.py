@@ -173,7 +173,7 @@ class World:
         try:
             trio.run(self._daemon, life, clock=trio.testing.MockClock(autojump_threshold=0))
             ended = "stop"
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: BLE001 - a power cut is one
             self._insist_on_a_fitting_end(exc, luck)
             ended = life.end if luck.over else "broken disk"
         if ended == "power" or (ended == "broken disk" and life.end == "power"):

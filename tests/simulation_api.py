@@ -94,10 +94,9 @@ class Api:
             case "drawn":
                 drawn = [picture((self._pictures + number) % PICTURES) for number in range(count)]
                 self._pictures += count
-                sent.drawn = tuple(digest(data) for data in drawn)
-                return _json(
-                    200, {"data": [{"b64_json": base64.b64encode(data).decode()} for data in drawn], "usage": usage(count)}
-                )
+                sent.drawn = tuple(digest(one) for one in drawn)
+                data = [{"b64_json": base64.b64encode(one).decode()} for one in drawn]
+                return _json(200, {"data": data, "usage": usage(count)})
             case "useless":
                 return _json(200, {"data": [], "usage": usage(count)})
             case "gibberish":

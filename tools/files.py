@@ -142,13 +142,7 @@ class OutputRoot:
 
     def _enter(self, folder: int, component: str, *, follow: bool) -> int:
         try:
-            try:
-                return self._disk.open_folder(folder, component, follow=follow)
-            except FileNotFoundError:
-                with contextlib.suppress(FileExistsError):  # somebody was faster
-                    self._disk.make_folder(folder, component)
-                self._disk.sync_directory(folder)
-                return self._disk.open_folder(folder, component, follow=follow)
+            return self._disk.enter(folder, component, follow=follow)
         except OSError as exc:
             if exc.errno in (errno.ELOOP, errno.ENOTDIR):
                 raise _not_a_folder(component) from exc

@@ -153,6 +153,7 @@ class DyingDisk(Disk):
     """Its sync fails from a certain call on."""
 
     def __init__(self, syncs: int) -> None:
+        super().__init__()
         self.syncs = syncs
 
     def sync(self, fd: int) -> None:

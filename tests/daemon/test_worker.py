@@ -42,6 +42,7 @@ class FullDisk(Disk):
     """Has no room for the next so many writes."""
 
     def __init__(self, refusals: int) -> None:
+        super().__init__()
         self.refusals = refusals
 
     def pwrite(self, fd: int, data: bytes, offset: int) -> None:

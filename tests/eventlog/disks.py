@@ -89,6 +89,7 @@ class SimulatedDisk(Disk):
     """
 
     def __init__(self, *, free: int = 0) -> None:
+        super().__init__()
         self.root = _Folder()
         self.before: Callable[[str], None] = lambda operation: None
         self.after: Callable[[str], None] = lambda operation: None
@@ -98,12 +99,13 @@ class SimulatedDisk(Disk):
 
     def cut_power(self, chance: random.Random) -> None:
         """What was not synced is there, or not, or garbled, sector by sector and name by name."""
-        self._open = {}
+        self.end_process()
         self.root.lose_some(chance)
 
     def end_process(self) -> None:
         """Nothing is lost, and nothing is synced by that."""
         self._open = {}
+        self._lasting = set()
 
     def content_of(self, path: Path) -> bytes | None:
         """As programs see it; None for what is no file."""
@@ -248,7 +250,10 @@ def _folder(entry: _File | _Folder | None, name: str) -> _Folder:
 
 
 class MemoryDisk(SimulatedDisk):
-    """One directory in memory, wherever it is said to be."""
+    """One directory in memory, wherever it is said to be. What it stands in is not simulated."""
+
+    def let_names_last(self, directory: int) -> None:
+        pass
 
     @property
     def files(self) -> dict[str, _File]:

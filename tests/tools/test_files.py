@@ -2,6 +2,7 @@
 
 import errno
 import os
+import random
 import secrets
 import stat
 import subprocess
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from eventlog.disk import Disk
 from eventlog.values import Sha256, digest
+from tests.eventlog.disks import PowerCut, SimulatedDisk
 from tools.errors import FileFailed, Refused
 from tools.files import TEMPORARY, OutputRoot, Store
 from tools.names import parse_output
@@ -254,6 +256,7 @@ class FailingDisk(Disk):
     """Fails at one call by name."""
 
     def __init__(self, call: str, number: int) -> None:
+        super().__init__()
         self.call = call
         self.number = number
 
@@ -408,6 +411,7 @@ class OrderedDisk(Disk):
     """Notes what was made durable, in which order."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.calls: list[str] = []
 
     def pwrite(self, fd: int, data: bytes, offset: int) -> None:
@@ -531,3 +535,69 @@ def test_what_a_dead_process_left_half_written_is_swept(tmp_path: Path) -> None:
     assert not also.exists()
     store.put(DATA)
     assert not left.exists()
+
+
+def dies_once_a_folder_is_made(number: int) -> SimulatedDisk:
+    """A disk on which the process ends right after it has made so many folders, the last of them not synced."""
+    disk, made = SimulatedDisk(), 0
+
+    def after(operation: str) -> None:
+        nonlocal made
+        made += operation == "make_folder"
+        if made == number:
+            raise PowerCut
+
+    disk.after = after
+    return disk
+
+
+def goes_on(disk: SimulatedDisk) -> None:
+    disk.end_process()
+    disk.after = lambda operation: None
+
+
+@pytest.mark.parametrize("number", range(1, 5))  # home, store, spool and the blob's own
+def test_a_store_lasts_whose_folders_were_made_by_a_process_that_died_before_it_synced_them(number: int) -> None:
+    for seed in range(8):
+        disk = dies_once_a_folder_is_made(number)
+        with pytest.raises(PowerCut):
+            Store.open(Path("/home/store"), disk).put(DATA)
+        goes_on(disk)
+        blob = Store.open(Path("/home/store"), disk).put(DATA)
+        disk.cut_power(random.Random(seed))
+        assert Store.open(Path("/home/store"), disk).get(blob.sha256) == DATA
+
+
+@pytest.mark.parametrize("number", range(1, 5))
+def test_a_file_lasts_in_folders_that_were_made_by_a_process_that_died_before_it_synced_them(number: int) -> None:
+    def placed() -> Path:
+        with OutputRoot.open("/home/pictures", any_path=False, disk=disk) as opened:
+            return opened.place(opened.parse("a/b/x.png", output_format="png"), DATA, token="t")
+
+    for seed in range(8):
+        disk = dies_once_a_folder_is_made(number)
+        with pytest.raises(PowerCut):
+            placed()
+        goes_on(disk)
+        path = placed()
+        disk.cut_power(random.Random(seed))
+        assert disk.content_of(path) == DATA
+
+
+def test_a_store_that_cannot_be_made_is_told_of_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(FileFailed, match=f"{tmp_path}.*cannot be used: No space left"):
+        Store.open(tmp_path / "store", FailingDisk("sync_directory", errno.ENOSPC))
+
+
+def test_a_folder_above_that_cannot_be_synced_at_all_is_no_obstacle(tmp_path: Path) -> None:
+    """As where homes are mounted one by one: what is there was not made by us."""
+
+    class Unsyncable(Disk):
+        def sync_directory(self, directory: int) -> None:
+            if os.path.samestat(os.fstat(directory), tmp_path.stat()):
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            super().sync_directory(directory)
+
+    (tmp_path / "pictures").mkdir()
+    with OutputRoot.open(tmp_path / "pictures", any_path=False, disk=Unsyncable()) as opened:
+        assert opened.place(opened.parse("x.png", output_format="png"), DATA, token="t").read_bytes() == DATA
