@@ -10,6 +10,7 @@ By hand: python -m tests.simulation --crashes 1000000 --seed 1
 
 import argparse
 import errno
+import logging
 import random
 import sqlite3
 import time
@@ -399,6 +400,7 @@ def main() -> None:
     parser.add_argument("--crashes", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     asked = parser.parse_args()
+    logging.disable(logging.CRITICAL)  # what the daemons say of their broken disks
     print(f"seed {asked.seed}", flush=True)
     ended: Counter[str] = Counter()
     begun = time.monotonic()
