@@ -354,7 +354,7 @@ PEACE = Life(steps=(), answers=(Answer("drawn", 1.0),), faults=(), end="stop", e
 
 
 @contextmanager
-def small_reserve() -> Iterator[None]:
+def small_world() -> Iterator[None]:
     """A reserve as small as everything else here, and a scheduler of tasks that a seed decides."""
     before = log_module.RESERVE_BYTES, log_module.RESERVE_AGAIN_BYTES, trio_run._ALLOW_DETERMINISTIC_SCHEDULING
     log_module.RESERVE_BYTES, log_module.RESERVE_AGAIN_BYTES = RESERVE_BYTES, 2 * RESERVE_BYTES
@@ -373,7 +373,7 @@ def lived_through(seed: int) -> World:
     """
     chance = random.Random(seed)
     world = World(free=chance.choice((0, 2 * RESERVE_BYTES)))
-    with small_reserve():
+    with small_world():
         try:
             for _ in range(chance.choice(LIVES)):
                 world.live(Life.drawn(chance))

@@ -1,9 +1,32 @@
 """The daemon's heart through thousands of crashes, and faults planted in it that the simulation has to find."""
 
-from tests.simulation import worlds
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+
+from eventlog.values import MicroUSD, digest
+from tests.simulation import (
+    DEEDS,
+    FAULTS,
+    OPERATIONS,
+    PAUSES,
+    PEACE,
+    Fault,
+    Life,
+    Step,
+    World,
+    lived_through,
+    small_world,
+    worlds,
+)
+from tests.simulation_api import KINDS, Answer, Sent
+from tests.simulation_plants import PLANTS
+from tests.simulation_witness import Violation, Witness
 
 CRASHES = 2_000
 FIRST_SEED = 1
+CRASHES_TO_FIND = 500  # each is found by the 120th with the seeds from 1 on; other code takes other turns
 
 
 def test_no_crash_breaks_a_promise() -> None:
@@ -11,3 +34,77 @@ def test_no_crash_breaks_a_promise() -> None:
     print(f"seeds {FIRST_SEED} to {FIRST_SEED + ended['worlds'] - 1}: {dict(ended)}")
     assert ended["power"] + ended["kill"] >= CRASHES
     assert min(ended["power"], ended["kill"], ended["stop"], ended["broken disk"]) > 100
+
+
+@pytest.mark.parametrize("name", PLANTS)
+def test_a_fault_that_is_planted_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant, sentence = PLANTS[name]
+    plant(monkeypatch)
+    with pytest.raises(Violation, match=sentence):
+        worlds(FIRST_SEED, CRASHES_TO_FIND)
+
+
+def test_the_same_seed_is_the_same_world() -> None:
+    one, other = lived_through(5), lived_through(5)
+    assert one.ended == other.ended and [sent.id for sent in one.witness.api.sent] == [sent.id for sent in other.witness.api.sent]
+    assert [job.stage for job in one.witness.over] == [job.stage for job in other.witness.over] != []
+
+
+class Heart(RuleBasedStateMachine):
+    """The same world with every step drawn by Hypothesis, so that what it finds is told in as few as possible."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World()
+        self.steps: tuple[Step, ...] = ()
+        self.faults: tuple[Fault, ...] = ()
+
+    @rule(deed=st.sampled_from(list(DEEDS)), choice=st.integers(0, 30), pause=st.sampled_from(PAUSES))
+    def client_asks(self, deed: str, choice: int, pause: float) -> None:
+        self.steps += (Step(deed, choice, pause),)
+
+    @precondition(lambda self: len(self.faults) < 2)
+    @rule(operation=st.integers(1, OPERATIONS), number=st.sampled_from(FAULTS), forever=st.booleans())
+    def disk_is_going_to_fail(self, operation: int, number: int, forever: bool) -> None:
+        self.faults += (Fault(operation, number, forever),)
+
+    @rule(
+        kinds=st.lists(st.sampled_from(list(KINDS)), min_size=1, max_size=3),
+        end=st.sampled_from(("power", "kill", "stop")),
+        ends_at=st.integers(1, OPERATIONS),
+        after=st.booleans(),
+        index=st.sampled_from(("last", "older", "none")),
+        seed=st.integers(0, 2**32),
+    )
+    def daemon_lives(self, kinds: list[str], end: str, ends_at: int, after: bool, index: str, seed: int) -> None:
+        answers = tuple(Answer(kind, float(number)) for number, kind in enumerate(kinds))
+        self.live(Life(self.steps, answers, self.faults, end, ends_at, after, index, seed))
+        self.steps, self.faults = (), ()
+
+    def teardown(self) -> None:
+        self.live(PEACE)
+
+    def live(self, life: Life) -> None:
+        with small_world():
+            self.world.live(life)
+
+
+def test_no_sequence_of_steps_breaks_a_promise() -> None:
+    run_state_machine_as_test(Heart, settings=settings(max_examples=30, stateful_step_count=25, deadline=None, print_blob=True))
+
+
+def sent(name: str, billed: int = 5) -> Sent:
+    return Sent(name, digest(b""), MicroUSD(billed))
+
+
+def test_a_request_that_leaves_with_nothing_reserved_is_seen() -> None:
+    with pytest.raises(Violation, match="imaged-a-1 leaves with 0 reserved, and 5 may be billed"):
+        Witness().look_at_request(sent("imaged-a-1"))
+
+
+def test_a_request_that_leaves_twice_is_seen() -> None:
+    witness = Witness()
+    witness.api.sent.append(sent("imaged-a-1", billed=0))
+    with pytest.raises(Violation, match="sent twice"):
+        witness.look_at_request(sent("imaged-a-1", billed=0))
+    witness.look_at_request(sent("imaged-a-2", billed=0))
