@@ -47,6 +47,7 @@ from tools.errors import FileFailed
 T = TypeVar("T")
 
 PAYING = Account(backend="openai", key="0123456789ab", base_url="https://api.openai.com/v1")
+OFFLINE = Account(backend="offline")
 CLIENT = Client(name="simulation")
 DAWN = datetime(2020, 1, 1, tzinfo=UTC)  # long past, so that no worker waits for the machine's own clock
 SEGMENT_BYTES = 3_000  # a few jobs
@@ -83,7 +84,8 @@ class Life(NamedTuple):
 
     `ends_at` is the operation at which it ends, before it is carried out or `after`; beyond the last of them it ends when
     the steps are done. `end` is a cut of the "power", a "kill" or an orderly "stop". `index` says which copy of the index it
-    finds: the "last" one, an "older" one or "none". `seed` decides what a power cut takes, and in which order tasks run.
+    finds: the "last" one, an "older" one or "none". `key`: a session brings the API key. `seed` decides what a power cut
+    takes, and in which order tasks run.
     """
 
     steps: tuple[Step, ...]
@@ -93,6 +95,7 @@ class Life(NamedTuple):
     ends_at: int
     after: bool
     index: str
+    key: bool
     seed: int
 
     @classmethod
@@ -115,6 +118,7 @@ class Life(NamedTuple):
             ends_at=chance.randrange(1, OPERATIONS),
             after=chance.random() < 0.5,
             index=chance.choices(["last", "older", "none"], [4, 2, 1])[0],
+            key=chance.random() < 0.9,
             seed=chance.randrange(2**32),
         )
 
@@ -217,7 +221,8 @@ class World:
 
     async def _work(self, life: Life, ledger: WatchedLedger, store: WatchedStore) -> None:
         keyring = Keyring()
-        keyring._keys[PAYING] = Secret("sk-simulated")
+        if life.key:
+            keyring._keys[PAYING] = Secret("sk-simulated")
         api = self.witness.api
         worker = Worker(ledger, api, keyring, store, disk=self.disk, run_blocking=self._in_thread)  # type: ignore[arg-type]
         async with trio.open_nursery() as workers:
@@ -229,7 +234,7 @@ class World:
                 self._end_or_go_on()
                 doors.cancel_scope.cancel()
             with trio.move_on_after(SHUTDOWN_SECONDS_MAX):
-                while any(job.state is JobState.RUNNING for job in ledger.board):
+                while any(job.state is JobState.RUNNING and keyring.can_draw(job.account) for job in ledger.board):
                     await ledger.wait_beyond(ledger.position)
             workers.cancel_scope.cancel()
 
@@ -269,7 +274,7 @@ class World:
         requested = JobRequested(
             job=job,
             request=ImageRequest(tool="generate_image", model=MODEL, count=count, sources=source),
-            account=PAYING,
+            account=OFFLINE if choice % 13 == 0 else PAYING,
             client=CLIENT,
             estimate=CostRange(low=MicroUSD(0), high=high, table="simulation"),
             embedding=embedding,
@@ -350,7 +355,9 @@ def _leaves(exc: BaseException) -> Iterator[BaseException]:
         yield exc
 
 
-PEACE = Life(steps=(), answers=(Answer("drawn", 1.0),), faults=(), end="stop", ends_at=0, after=False, index="last", seed=0)
+PEACE = Life(
+    steps=(), answers=(Answer("drawn", 1.0),), faults=(), end="stop", ends_at=0, after=False, index="last", key=True, seed=0
+)
 
 
 @contextmanager

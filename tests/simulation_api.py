@@ -80,7 +80,7 @@ class Api:
 
     async def send(self, request: ApiRequest, account: Account, key: Secret | None, client_request_id: str) -> RawReply | Failure:
         count = _count_of(request)
-        sent = Sent(client_request_id, digest(request.body), price(count))
+        sent = Sent(client_request_id, digest(request.body), price(count) if account.backend == "openai" else MicroUSD(0))
         self._look(sent)
         self.sent.append(sent)
         answer = next(self._answers)

@@ -233,8 +233,8 @@ PLANTS: dict[str, tuple[Plant, str]] = {
     "retry after a crash": (attempt_that_was_open_at_a_crash_is_tried_again, "asks again unbidden"),
     "reservation after the call": (reservation_is_made_after_the_call, "reserved"),
     "lost attempt not counted": (lost_attempt_is_not_counted, "of which 0 are settled, suspected or reserved"),
-    "torn tail accepted": (torn_tail_is_taken_for_the_log, "damaged"),
-    "last batch not written again": (last_batch_is_not_written_again_at_the_start, "damaged|lost"),
+    "torn tail accepted": (torn_tail_is_taken_for_the_log, "damaged|lost|not at byte"),
+    "last batch not written again": (last_batch_is_not_written_again_at_the_start, "damaged|lost|not at byte"),
     "failed sync tried again": (failed_sync_is_tried_again, "cannot be had|damaged|lost|something else"),
     "spooled reply ignored": (spooled_reply_is_not_looked_for, "was spooled, and its job does not have it"),
 }

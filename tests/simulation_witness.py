@@ -229,7 +229,7 @@ class Witness:
             billed[_job_of(sent)] += sent.billed
         for job_id, amount in billed.items():
             job = self._job(house, job_id)
-            open_ = (job.estimate.high or 0) if not job.state.is_over and job.stage is not Stage.REPLIED else 0
+            open_ = _reserved_for(job)
             suspected = sum(doubt.high or 0 for doubt in house.spending.suspicions.get(job_id, ()))
             covered = settled[job_id] + suspected + open_
             insist(covered >= amount, f"{job_id} was billed {amount}, of which {covered} are settled, suspected or reserved")
@@ -238,7 +238,7 @@ class Witness:
         doubts = sum(doubt.high or 0 for all_of_it in house.spending.suspicions.values() for doubt in all_of_it)
         possibly = sum(amounts.possibly_billed for _, amounts in house.spending.rows())
         insist(possibly == doubts, f"{possibly} are possibly billed in all, where single doubts add up to {doubts}")
-        reserved = sum((job.estimate.high or 0) for job in _live(house.board).values() if job.stage is not Stage.REPLIED)
+        reserved = sum(map(_reserved_for, house.board))
         insist(house.spending.reserved == reserved, f"{house.spending.reserved} are reserved, where the jobs want {reserved}")
 
     def _job(self, house: House, job_id: JobId) -> Job:
@@ -250,6 +250,12 @@ class Witness:
 
 def _job_of(sent: Sent) -> str:
     return sent.id.removeprefix("imaged-").rpartition("-")[0]
+
+
+def _reserved_for(job: Job) -> int:
+    """Until it is answered, or over; an offline picture costs nothing."""
+    waits = not job.state.is_over and job.stage is not Stage.REPLIED
+    return (job.estimate.high or 0) if waits and job.account.backend == "openai" else 0
 
 
 def _live(board: JobBoard) -> dict[JobId, Job]:
