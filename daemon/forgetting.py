@@ -71,7 +71,7 @@ async def forget(house: House, caller: Caller, asked: Forget) -> Answer:
     decisions.insist_on_over(job)
     house.untold.tell(job)
     await house.ledger.durable(house.ledger.position)  # requests ride along unhurried, and may repeat the words
-    found = await trio.to_thread.run_sync(partial(find, house.places.events, {job.id}, given=NAMES_GIVEN))
+    found = await house.run_blocking(partial(find, house.places.events, {job.id}, house.disk, given=NAMES_GIVEN))
     wanted = WordsForgotten(job=job.id, positions=tuple(line.position for line in found.lines), files=asked.files)
     new = bool(found.lines) or job.forgotten_at is None
     # Shielded: a forgotten word stays readable until all of it is done. Bounded by writing the index and some segments.
@@ -95,7 +95,7 @@ async def finish(house: House) -> None:
         return
     jobs = {event.job for event in unfinished}
     recorded = {position for event in unfinished for position in event.positions}
-    found = await trio.to_thread.run_sync(partial(find, house.places.events, jobs, given=NAMES_GIVEN))
+    found = await house.run_blocking(partial(find, house.places.events, jobs, house.disk, given=NAMES_GIVEN))
     found = found._replace(lines=tuple(line for line in found.lines if line.position in recorded))
     try:
         removed = await _carry_out(house, found, {event.job for event in unfinished if event.files})
@@ -125,8 +125,8 @@ async def _carry_out(house: House, found: Traces, with_files: Collection[JobId])
     Raises:
         LogFull, IndexUnavailable: some of it is still there; it can be asked for again.
     """
-    run = trio.to_thread.run_sync
-    removed = await run(partial(_remove_files, [job for job in found.jobs if job.id in with_files]))
+    run = house.run_blocking
+    removed = await run(partial(_remove_files, house.disk, [job for job in found.jobs if job.id in with_files]))
     in_use = {digest for job in house.ledger.board if not job.state.is_over for digest in _pictures(job)}
     blobs, trouble = await run(partial(_remove_blobs, house.store, found, in_use))
     await house.ledger.between_writes(house.index.scrub)
@@ -160,7 +160,7 @@ def _remove_blobs(store: Store, found: Traces, in_use: Collection[Sha256]) -> tu
     return blobs, tuple(trouble)
 
 
-def _remove_files(jobs: Sequence[Job]) -> Removed:
+def _remove_files(disk: Disk, jobs: Sequence[Job]) -> Removed:
     """Blocking. What was saved for its owner, as long as it is what was saved."""
     files, kept = [], []
     for job in jobs:
@@ -169,7 +169,7 @@ def _remove_files(jobs: Sequence[Job]) -> Removed:
             for path, ours in targets:
                 if path is None:
                     continue
-                why = _remove_file(path, ours)
+                why = _remove_file(disk, path, ours)
                 if why:
                     kept.append(f"{path}: {why}")
                 else:
@@ -186,9 +186,9 @@ def _is_sidecar(job_id: JobId, data: bytes) -> bool:
     return job_id.encode() in data or data == xmp.packet(())
 
 
-def _remove_file(path: str, ours: Callable[[bytes], bool]) -> str:
+def _remove_file(disk: Disk, path: str, ours: Callable[[bytes], bool]) -> str:
     """Why it was not removed; empty if it is gone."""
-    disk, place = Disk(), Path(path)
+    place = Path(path)
     try:
         folder = disk.open_directory(place.parent)
         try:

@@ -12,8 +12,9 @@ import trio
 from daemon.config import Places
 from daemon.ending import Closing, Ending
 from daemon.keyring import Keyring
-from daemon.ledger import Ledger
+from daemon.ledger import Ledger, RunBlocking
 from daemon.untold import Untold
+from eventlog.disk import Disk
 from eventlog.history import History
 from eventlog.index import Index
 from eventlog.jobs import Job
@@ -46,6 +47,9 @@ class House:
     `keyed_orders` is held from looking for a job of some key to ordering it. `closing` begins when nobody listens at the
     MCP door any more: whoever is let go from then on finds the next daemon. `caps_known` are those that this daemon has
     recorded, by the client's name.
+    MCP door any more: whoever is let go from then on finds the next daemon.
+
+    `disk` and `run_blocking` are what forgetting works with, apart from the log and the store, which have their own.
     """
 
     places: Places
@@ -68,6 +72,8 @@ class House:
     caps_known: dict[str, Caps] = field(default_factory=dict)
     vetting: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(VETTED_AT_ONCE_MAX))
     desk: ImportDesk = field(default_factory=ImportDesk)
+    disk: Disk = field(default_factory=Disk)
+    run_blocking: RunBlocking = trio.to_thread.run_sync
 
     def has_work(self) -> bool:
         """Jobs that wait for a key are none."""

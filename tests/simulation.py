@@ -9,6 +9,7 @@ By hand: python -m tests.simulation --crashes 1000000 --seed 1
 """
 
 import argparse
+import contextlib
 import errno
 import logging
 import random
@@ -22,13 +23,15 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+import msgspec
 import trio
 import trio.testing
 from trio._core import _run as trio_run
 
-from daemon import decisions, scheduler, supervisor
+from daemon import decisions, forgetting, scheduler, supervisor
 from daemon.config import Secret
 from daemon.errors import Refused
+from daemon.house import House
 from daemon.keyring import Keyring
 from daemon.ledger import Decision
 from daemon.worker import Worker
@@ -37,12 +40,14 @@ from eventlog import log as log_module
 from eventlog.errors import LogDead, LogFull
 from eventlog.events import JobRequested, JobResolved, RequestReceived
 from eventlog.index import Index
+from eventlog.jobs import Job, Stage
 from eventlog.log import EventLog
 from eventlog.values import Account, Client, Cost, CostRange, Embedding, ImageRequest, JobId, JobState, MicroUSD, Picture, Words
 from tests.eventlog.disks import PowerCut, SimulatedDisk, fail
 from tests.simulation_api import KINDS, MODEL, PICTURES, Answer, picture, price
-from tests.simulation_witness import EVENTS, STORE, House, Violation, WatchedLedger, WatchedStore, Witness
+from tests.simulation_witness import EVENTS, PLACES, Recovered, Violation, WatchedLedger, WatchedStore, Witness, insist, secret_of
 from tools.errors import FileFailed
+from tools.files import Store
 
 T = TypeVar("T")
 
@@ -58,7 +63,7 @@ OPERATIONS = 70  # within which bad luck strikes; an order that goes well takes 
 SHUTDOWN_SECONDS_MAX = 30.0
 LIFE_SECONDS_MAX = 100_000.0  # on the clock that jumps: what takes longer hangs
 FAULTS = (errno.EIO, errno.ENOSPC, errno.ENOSPC, errno.EROFS)
-DEEDS = {"order": 10, "cancel": 3, "retry": 2, "resolve": 1, "wait": 1}
+DEEDS = {"order": 10, "cancel": 3, "retry": 2, "resolve": 1, "forget": 2, "wait": 1}
 PAUSES = (0.0, 0.0, 1.0, 5.0, 60.0)
 ANSWER_SECONDS = (0.0, 1.0, 3.0, 30.0)
 
@@ -210,17 +215,37 @@ class World:
             ledger = WatchedLedger(log, index, now=self._now, salt=lambda: "00" * 16, run_blocking=self._in_writer)
             ledger.watch(self.witness)
             async with ledger.writing():
-                store = WatchedStore.open(STORE, self.disk)
+                store = WatchedStore.open(PLACES.store, self.disk)
                 store.watch(self.witness)
+                house = self._house(log, index, ledger, store)
                 await ledger.record(decisions.start_daemon("simulation", recovery.torn_bytes))
                 await supervisor.put_right(ledger, store)
+                await forgetting.finish(house)
                 self.witness.spend_by(ledger)
-                self.witness.inspect(House.read(self.disk, ledger, index, store))
-                await self._work(life, ledger, store)
+                recovered = Recovered.read(self.disk, ledger, index, store)
+                self.witness.inspect(recovered)
+                insist(bool(life.faults) or not recovered.unfinished, "what is to be forgotten was not finished on a good disk")
+                await self._work(life, house)
                 await ledger.record(decisions.stop_daemon("told to"))
 
-    async def _work(self, life: Life, ledger: WatchedLedger, store: WatchedStore) -> None:
-        keyring = Keyring()
+    def _house(self, log: EventLog, index: Index, ledger: WatchedLedger, store: WatchedStore) -> "SimulatedHouse":
+        return SimulatedHouse(
+            places=PLACES,
+            log=log,
+            index=index,
+            ledger=ledger,
+            history=None,  # type: ignore[arg-type]
+            store=store,
+            keyring=Keyring(),
+            now=self._now,
+            started_at=DAWN,
+            idle_exit_seconds=0.0,
+            disk=self.disk,
+            run_blocking=self._in_thread,
+        )
+
+    async def _work(self, life: Life, house: "SimulatedHouse") -> None:
+        ledger, store, keyring = house.ledger, house.store, house.keyring
         if life.key:
             keyring._keys[PAYING] = Secret("sk-simulated")
         api = self.witness.api
@@ -229,40 +254,40 @@ class World:
             async with trio.open_nursery() as doors:
                 doors.start_soon(scheduler.run, ledger, keyring, worker, workers)
                 for step in life.steps:
-                    doors.start_soon(self._ask, step, ledger, store)
+                    doors.start_soon(self._ask, step, house)
                     await trio.sleep(step.pause)
-                self._end_or_go_on()
+                self._luck.end()
                 doors.cancel_scope.cancel()
             with trio.move_on_after(SHUTDOWN_SECONDS_MAX):
                 while any(job.state is JobState.RUNNING and keyring.can_draw(job.account) for job in ledger.board):
                     await ledger.wait_beyond(ledger.position)
             workers.cancel_scope.cancel()
 
-    def _end_or_go_on(self) -> None:
-        self._luck.end()
+    async def _ask(self, step: Step, house: "SimulatedHouse") -> None:
+        with contextlib.suppress(Refused):
+            if step.deed == "forget":
+                await self._forget(step.choice, house)
+            elif (decide := await self._decision(step, house)) is not None:
+                await house.ledger.record(decide)
 
-    async def _ask(self, step: Step, ledger: WatchedLedger, store: WatchedStore) -> None:
-        decide = await self._decision(step, ledger, store)
-        if decide is not None:
-            try:
-                await ledger.record(decide)
-            except Refused:
-                return
+    async def _forget(self, choice: int, house: "SimulatedHouse") -> None:
+        if over := self.witness.over:
+            asked = forgetting.Forget(uuid=over[choice % len(over)].id, files=choice % 2 == 0)
+            await forgetting.forget(house, None, asked)  # type: ignore[arg-type]
 
-    async def _decision(self, step: Step, ledger: WatchedLedger, store: WatchedStore) -> Decision | None:
+    async def _decision(self, step: Step, house: "SimulatedHouse") -> Decision | None:
         match step.deed:
             case "order":
-                return await self._order(step.choice, store)
-            case "retry" if self.witness.over:
-                lost = self.witness.over[step.choice % len(self.witness.over)]
-                return await self._order(step.choice, store, retry_of=lost.id)
-            case "cancel" if live := [job.id for job in ledger.board]:
+                return await self._order(step.choice, house.store)
+            case "retry" if lost := [job.id for job in self.witness.over if job.stage is not Stage.COMPLETED]:
+                return await self._order(step.choice, house.store, retry_of=lost[step.choice % len(lost)])
+            case "cancel" if live := [job.id for job in house.ledger.board]:
                 return decisions.cancel_job(live[step.choice % len(live)])
-            case "resolve" if doubts := list(ledger.spending.suspicions):
+            case "resolve" if doubts := list(house.ledger.spending.suspicions):
                 return self._resolve(doubts[step.choice % len(doubts)])
         return None
 
-    async def _order(self, choice: int, store: WatchedStore, retry_of: JobId | None = None) -> Decision | None:
+    async def _order(self, choice: int, store: Store, retry_of: JobId | None = None) -> Decision | None:
         self._orders += 1
         job = JobId(f"job{self._orders}")
         source = await self._source(choice, store) if choice % 5 == 0 else ()
@@ -282,10 +307,10 @@ class World:
             retry_of=retry_of,
         )
         folder = f"series{choice % 2}/" if choice % 3 == 0 else ""
-        words = Words(salt="", prompt=f"{job} {choice}", output_path=f"{folder}fox.png", output_dir="/home/pictures")
+        words = Words(salt="", prompt=secret_of(job), output_path=f"{folder}fox.png", output_dir="/home/pictures")
         return decisions.request_job(RequestReceived(operation="generate_image", door="mcp", client=CLIENT), requested, words)
 
-    async def _source(self, choice: int, store: WatchedStore) -> tuple[Picture, ...] | None:
+    async def _source(self, choice: int, store: Store) -> tuple[Picture, ...] | None:
         """What an edit starts from is in the store before the order is recorded; None if the disk does not take it."""
         data = picture(choice % PICTURES)
         try:
@@ -327,6 +352,18 @@ class World:
         finally:
             self._indexes = [*self._indexes[-2:], index._db.serialize()]
             index._db.close()
+
+
+class SimulatedHouse(House):
+    """Looks a job up where the index is written: in memory nobody else can read it."""
+
+    async def find_job(self, job_id: str) -> Job | None:
+        live = self.ledger.board.get(JobId(job_id))
+        if live is not None:
+            return live
+        await self.ledger.settled()
+        row = self.index._db.execute("SELECT body FROM job WHERE id = ?", (job_id,)).fetchone()
+        return None if row is None else msgspec.json.decode(row[0], type=Job)
 
 
 def _index_in_memory(image: bytes) -> Index:

@@ -11,11 +11,14 @@ import msgspec
 import pytest
 import trio
 
-from daemon import decisions, supervisor
+from daemon import decisions, forgetting, supervisor
+from daemon.house import House
 from daemon.ledger import Decision, Facts, Ledger, Views
 from daemon.worker import Worker
-from eventlog import spending
+from eventlog import log as log_module
+from eventlog import rewriting, spending
 from eventlog.events import AttemptFailed, AttemptStarted, Commit, JobRequested, ReplyReceived
+from eventlog.forgetting import Traces, find
 from eventlog.jobs import Job, Stage
 from eventlog.log import EventLog
 from eventlog.segments import Read, Scan, segment_name
@@ -213,6 +216,33 @@ def file_takes_its_name_before_it_is_whole(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(files.OutputRoot, "_take", in_place)
 
 
+def forgetting_is_not_finished(patch: pytest.MonkeyPatch) -> None:
+    async def later(house: House) -> None:
+        await trio.lowlevel.checkpoint()
+
+    patch.setattr(forgetting, "finish", later)
+
+
+def forgetting_takes_what_is_shared(patch: pytest.MonkeyPatch) -> None:
+    def all_of_it(*args: Any, **how: Any) -> Traces:
+        traces = find(*args, **how)
+        return traces._replace(blobs=traces.blobs | traces.shared)
+
+    patch.setattr(forgetting, "find", all_of_it)
+
+
+def forgetting_leaves_the_torn_ends(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(log_module, "sweep", lambda disk, directory: disk.sync_directory(directory))
+
+
+def forgetting_leaves_out(what: str) -> Plant:
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        write = rewriting._write
+        patch.setattr(rewriting, "_write", lambda disk, *how: write(Without(disk, what), *how))  # type: ignore[arg-type]
+
+    return plant
+
+
 PLANTS: dict[str, tuple[Plant, str]] = {
     "the log leaves out the sync": (log_leaves_out("sync"), "damaged|lost|not at byte"),
     "the log leaves out the sync of its directory": (log_leaves_out("sync_directory"), "damaged|lost|not at byte"),
@@ -236,6 +266,10 @@ PLANTS: dict[str, tuple[Plant, str]] = {
     "torn tail accepted": (torn_tail_is_taken_for_the_log, "damaged|lost|not at byte"),
     "last batch not written again": (last_batch_is_not_written_again_at_the_start, "damaged|lost|not at byte"),
     "failed sync tried again": (failed_sync_is_tried_again, "cannot be had|damaged|lost|something else"),
+    "forgetting leaves out the sync": (forgetting_leaves_out("sync"), "damaged|lost|not at byte|cannot be had"),
+    "forgetting not finished at the next start": (forgetting_is_not_finished, "was not finished on a good disk"),
+    "forgetting without sweeping": (forgetting_leaves_the_torn_ends, "could not be written|stand in"),
+    "forgetting what is another's": (forgetting_takes_what_is_shared, "names a picture that cannot be had"),
     "spooled reply ignored": (spooled_reply_is_not_looked_for, "was spooled, and its job does not have it"),
 }
 """Each with what the witness has to say."""

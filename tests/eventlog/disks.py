@@ -112,6 +112,9 @@ class SimulatedDisk(Disk):
         file = self._find(path)
         return bytes(file.live) if isinstance(file, _File) else None
 
+    def names_in(self, path: Path) -> list[str]:
+        return list(_folder(self._find(path), str(path)).names)
+
     def lock(self, directory: int) -> bool:
         return True
 
