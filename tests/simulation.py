@@ -44,7 +44,7 @@ from eventlog.jobs import Job, Stage
 from eventlog.log import EventLog
 from eventlog.values import Account, Client, Cost, CostRange, Embedding, ImageRequest, JobId, JobState, MicroUSD, Picture, Words
 from tests.eventlog.disks import PowerCut, SimulatedDisk, fail
-from tests.simulation_api import KINDS, MODEL, PICTURES, Answer, picture, price
+from tests.simulation_api import KINDS, MODEL, Answer, picture, price
 from tests.simulation_witness import EVENTS, PLACES, Recovered, Violation, WatchedLedger, WatchedStore, Witness, insist, secret_of
 from tools.errors import FileFailed
 from tools.files import Store
@@ -62,6 +62,7 @@ STEPS_MAX = 6
 OPERATIONS = 70  # within which bad luck strikes; an order that goes well takes about 25
 SHUTDOWN_SECONDS_MAX = 30.0
 LIFE_SECONDS_MAX = 100_000.0  # on the clock that jumps: what takes longer hangs
+SOURCES = range(1_000_000, 1_000_003)  # pictures that nobody draws; several orders start from the same
 FAULTS = (errno.EIO, errno.ENOSPC, errno.ENOSPC, errno.EROFS)
 DEEDS = {"order": 10, "cancel": 3, "retry": 2, "resolve": 1, "forget": 2, "wait": 1}
 PAUSES = (0.0, 0.0, 1.0, 5.0, 60.0)
@@ -169,6 +170,7 @@ class World:
         self._orders = 0
         self._at = DAWN
         self._luck = Luck(PEACE)
+        self._sources = trio.Lock()
 
     def live(self, life: Life) -> None:
         """
@@ -180,6 +182,7 @@ class World:
         random.seed(life.seed)
         trio_run._r.seed(life.seed)
         self.witness.api.be_told(life.answers)
+        self._sources = trio.Lock()
         try:
             trio.run(self._daemon, life, clock=trio.testing.MockClock(autojump_threshold=0))
             ended = "stop"
@@ -265,10 +268,19 @@ class World:
 
     async def _ask(self, step: Step, house: "SimulatedHouse") -> None:
         with contextlib.suppress(Refused):
-            if step.deed == "forget":
-                await self._forget(step.choice, house)
-            elif (decide := await self._decision(step, house)) is not None:
-                await house.ledger.record(decide)
+            if step.deed == "forget" or _has_source(step.choice):
+                # The daemon has no such lock. Who forgets a picture at the very moment at which another order begins to start
+                # from it takes it from that order, which then fails before anything is sent: no promise, and no money.
+                async with self._sources:
+                    await self._do(step, house)
+            else:
+                await self._do(step, house)
+
+    async def _do(self, step: Step, house: "SimulatedHouse") -> None:
+        if step.deed == "forget":
+            await self._forget(step.choice, house)
+        elif (decide := await self._decision(step, house)) is not None:
+            await house.ledger.record(decide)
 
     async def _forget(self, choice: int, house: "SimulatedHouse") -> None:
         if over := self.witness.over:
@@ -290,7 +302,7 @@ class World:
     async def _order(self, choice: int, store: Store, retry_of: JobId | None = None) -> Decision | None:
         self._orders += 1
         job = JobId(f"job{self._orders}")
-        source = await self._source(choice, store) if choice % 5 == 0 else ()
+        source = await self._source(choice, store) if _has_source(choice) else ()
         if source is None:
             return None
         count = 2 if choice % 7 == 0 and not source else 1
@@ -312,7 +324,7 @@ class World:
 
     async def _source(self, choice: int, store: Store) -> tuple[Picture, ...] | None:
         """What an edit starts from is in the store before the order is recorded; None if the disk does not take it."""
-        data = picture(choice % PICTURES)
+        data = picture(SOURCES[choice % len(SOURCES)])
         try:
             blob = await self._in_thread(partial(store.put, data))
         except FileFailed:
@@ -326,10 +338,15 @@ class World:
         return decisions.resolve_job(JobResolved(job=job_id, billed="yes" if billed else "no", client=CLIENT, cost=cost))
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
-        """As a real thread: it may be cancelled before it begins, and its result arrives whatever happens then."""
+        """As a real thread: it may be cancelled before it begins, its result arrives whatever happens then, and others
+        have their turns meanwhile, who knows how many.
+        """
         await trio.lowlevel.checkpoint()
+        for _ in range(random.randrange(4)):
+            await trio.lowlevel.cancel_shielded_checkpoint()
         result = function()
-        await trio.lowlevel.cancel_shielded_checkpoint()
+        for _ in range(random.randrange(1, 4)):
+            await trio.lowlevel.cancel_shielded_checkpoint()
         return result
 
     async def _in_writer(self, function: Callable[[], T]) -> T:
@@ -352,6 +369,10 @@ class World:
         finally:
             self._indexes = [*self._indexes[-2:], index._db.serialize()]
             index._db.close()
+
+
+def _has_source(choice: int) -> bool:
+    return choice % 5 == 0
 
 
 class SimulatedHouse(House):

@@ -23,7 +23,6 @@ from tools import pricing
 from tools.openai_api import ApiRequest, Failure, transport_failure
 
 MODEL = "gpt-image-2"
-PICTURES = 40  # different ones; the store must keep apart what it keeps once
 USAGE = {
     "input_tokens": 10,
     "output_tokens": 200,
@@ -92,7 +91,7 @@ class Api:
             sent.billed = MicroUSD(0)
         match answer.kind:
             case "drawn":
-                drawn = [picture((self._pictures + number) % PICTURES) for number in range(count)]
+                drawn = [picture(self._pictures + number) for number in range(count)]
                 self._pictures += count
                 sent.drawn = tuple(digest(one) for one in drawn)
                 data = [{"b64_json": base64.b64encode(one).decode()} for one in drawn]
@@ -146,7 +145,7 @@ def usage(count: int) -> dict[str, int | dict[str, int]]:
 def picture(number: int) -> bytes:
     """A PNG of one pixel, different for each number."""
     out = BytesIO()
-    Image.new("RGB", (1, 1), (number, 0, 0)).save(out, "PNG")
+    Image.new("RGB", (1, 1), tuple(number.to_bytes(3, "big"))).save(out, "PNG")
     return out.getvalue()
 
 
