@@ -17,7 +17,7 @@ from daemon.ledger import Decision, Facts, Ledger, Views
 from daemon.worker import Worker
 from eventlog import log as log_module
 from eventlog import rewriting, spending
-from eventlog.events import AttemptFailed, AttemptStarted, Commit, JobRequested, ReplyReceived
+from eventlog.events import AttemptFailed, AttemptStarted, Commit, Event, JobRequested, ReplyReceived
 from eventlog.forgetting import Traces, find
 from eventlog.jobs import Job, Stage
 from eventlog.log import EventLog
@@ -26,7 +26,7 @@ from eventlog.spending import Period, Spending
 from eventlog.values import Blob, JobId, MicroUSD, Position, digest
 from tests import simulation
 from tests.eventlog.disks import SimulatedDisk
-from tests.simulation_witness import WatchedStore
+from tests.simulation_witness import WatchedLedger, WatchedStore
 from tools import files
 from tools.openai_api import Failure, Reply
 
@@ -190,6 +190,17 @@ def fact_is_acknowledged_before_it_is_durable(patch: pytest.MonkeyPatch) -> None
     patch.setattr(Ledger, "durable", at_once)
 
 
+def request_leaves_before_its_fact_is_durable(patch: pytest.MonkeyPatch) -> None:
+    record = WatchedLedger.record
+
+    async def hasty(self: WatchedLedger, decide: Decision) -> tuple[Event, ...]:
+        if "start_attempt" in decide.__qualname__:
+            return (await self._accept_or_look_for_room(decide)).events
+        return await record(self, decide)
+
+    patch.setattr(WatchedLedger, "record", hasty)
+
+
 def spooled_reply_is_not_looked_for(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(supervisor, "_spooled", lambda store, job: None)
 
@@ -259,6 +270,7 @@ PLANTS: dict[str, tuple[Plant, str]] = {
     "fact before file: the end": (completion_is_recorded_before_the_files_are_placed, "is completed, and"),
     "fact before file: the name": (file_takes_its_name_before_it_is_whole, "is completed, and"),
     "acknowledged before it is durable": (fact_is_acknowledged_before_it_is_durable, "is lost|no durable fact|requests follow"),
+    "sent before it is durable": (request_leaves_before_its_fact_is_durable, "no durable fact|requests follow"),
     "retry after unknown outcome": (unknown_outcome_is_tried_again, "asks again unbidden|was billed"),
     "retry after a crash": (attempt_that_was_open_at_a_crash_is_tried_again, "asks again unbidden|was billed"),
     "reservation after the call": (reservation_is_made_after_the_call, "reserved"),
