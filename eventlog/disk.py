@@ -62,7 +62,7 @@ class Disk:
         try:
             self.sync_directory(directory)
         except OSError as exc:
-            if exc.errno != errno.EINVAL:
+            if exc.errno not in (errno.EINVAL, errno.ENOTSUP):
                 raise
 
     def is_directory(self, path: Path) -> bool:

@@ -589,13 +589,14 @@ def test_a_store_that_cannot_be_made_is_told_of_in_a_sentence(tmp_path: Path) ->
         Store.open(tmp_path / "store", FailingDisk("sync_directory", errno.ENOSPC))
 
 
-def test_a_folder_above_that_cannot_be_synced_at_all_is_no_obstacle(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_folder_above_that_cannot_be_synced_at_all_is_no_obstacle(number: int, tmp_path: Path) -> None:
     """As where homes are mounted one by one: what is there was not made by us."""
 
     class Unsyncable(Disk):
         def sync_directory(self, directory: int) -> None:
             if os.path.samestat(os.fstat(directory), tmp_path.stat()):
-                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+                raise OSError(number, os.strerror(number))
             super().sync_directory(directory)
 
     (tmp_path / "pictures").mkdir()
