@@ -489,6 +489,14 @@ def test_where_no_daemon_runs_only_looking_at_it_fails(imaged: Imaged, tmp_path:
     assert (broken.status, broken.document["error"]["code"]) == (1, "failed") and "IMAGED_HOME is 'relative'" in broken.err
 
 
+def test_a_daemon_that_cannot_open_its_store_says_so_in_a_sentence(scene: Scene, tmp_path: Path) -> None:
+    (tmp_path / "store").write_bytes(b"no folder")
+    environment = {**scene.program.environment, "IMAGED_HOME": str(tmp_path)}
+    ended = subprocess.run([*IMAGED, "serve"], env=environment, cwd=ROOT, capture_output=True, timeout=SECONDS_MAX)
+    assert ended.returncode == cli_exits.FAILED and b"Traceback" not in ended.stderr
+    assert f"{tmp_path}/store/spool cannot be used: Not a directory.".encode() in ended.stderr
+
+
 def test_whoever_reads_no_further_ends_it_quietly(scene: Scene) -> None:
     command = ["sh", "-c", f"{shlex.join(IMAGED)} events --json | head -c 1"]
     ended = subprocess.run(command, env=scene.program.environment, cwd=ROOT, capture_output=True, timeout=SECONDS_MAX)
