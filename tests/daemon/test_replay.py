@@ -76,7 +76,7 @@ def live(board: JobBoard) -> dict[str, Job]:
     return {job.id: job for job in board if not job.state.is_over}
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(STEP, max_size=40))
 def test_replay_equals_live(steps: list[tuple[str, int, str]]) -> None:
     with tempfile.TemporaryDirectory() as place:

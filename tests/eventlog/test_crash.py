@@ -12,7 +12,7 @@ from tests.eventlog.builders import append, commit, opened
 from tests.eventlog.disks import NoReserve
 
 ROOT = Path(__file__).resolve().parents[2]
-ROUNDS = 40
+ROUNDS = 24
 LINES_MAX = 2000  # far more than any round asks for
 SECONDS_MAX = 20
 
