@@ -92,8 +92,8 @@ class Life(NamedTuple):
     """One daemon, from its start to its end.
 
     `ends_at` is the operation at which it ends, before it is carried out or `after`; beyond the last of them it ends when
-    the steps are done. `end` is a cut of the "power", a "kill" or an orderly "stop". `index` says which copy of the index it
-    finds: the "last" one, an "older" one or "none". `key`: a session brings the API key. `seed` decides what a power cut
+    the steps are done. `end` is a cut of the "power", a "kill" or an orderly "stop". `found` says which copy of the index
+    there is: the "last" one, an "older" one or "none". `key`: a session brings the API key. `seed` decides what a power cut
     takes, and in which order tasks run.
     """
 
@@ -103,7 +103,7 @@ class Life(NamedTuple):
     end: str
     ends_at: int
     after: bool
-    index: str
+    found: str
     key: bool
     seed: int
 
@@ -126,7 +126,7 @@ class Life(NamedTuple):
             end=chance.choices(["power", "kill", "stop"], [7, 3, 1])[0],
             ends_at=chance.randrange(1, OPERATIONS),
             after=chance.random() < 0.5,
-            index=chance.choices(["last", "older", "none"], [4, 2, 1])[0],
+            found=chance.choices(["last", "older", "none"], [4, 2, 1])[0],
             key=chance.random() < 0.9,
             seed=chance.randrange(2**32),
         )
@@ -217,6 +217,7 @@ class World:
             ledger.watch(self.witness)
             async with ledger.writing():
                 store = WatchedStore.open(PLACES.store, self.disk)
+                assert isinstance(store, WatchedStore)
                 store.watch(self.witness)
                 house = self._house(log, index, ledger, store)
                 await ledger.record(decisions.start_daemon("simulation", recovery.torn_bytes))
@@ -360,7 +361,7 @@ class World:
 
     @contextmanager
     def _index(self, life: Life) -> Iterator[Index]:
-        images = {"last": self._indexes[-1:], "older": self._indexes[-3:-1], "none": []}[life.index]
+        images = {"last": self._indexes[-1:], "older": self._indexes[-3:-1], "none": []}[life.found]
         index = _index_in_memory(images[0] if images else _empty_index())
         try:
             yield index
@@ -408,7 +409,7 @@ def _leaves(exc: BaseException) -> Iterator[BaseException]:
 
 
 PEACE = Life(
-    steps=(), answers=(Answer("drawn", 1.0),), faults=(), end="stop", ends_at=0, after=False, index="last", key=True, seed=0
+    steps=(), answers=(Answer("drawn", 1.0),), faults=(), end="stop", ends_at=0, after=False, found="last", key=True, seed=0
 )
 
 
@@ -417,7 +418,7 @@ def small_world() -> Iterator[None]:
     """A reserve as small as everything else here, and a scheduler of tasks that a seed decides."""
     before = log_module.RESERVE_BYTES, log_module.RESERVE_AGAIN_BYTES, trio_run._ALLOW_DETERMINISTIC_SCHEDULING
     log_module.RESERVE_BYTES, log_module.RESERVE_AGAIN_BYTES = RESERVE_BYTES, 2 * RESERVE_BYTES
-    trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True
+    trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
     try:
         yield
     finally:

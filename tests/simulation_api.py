@@ -23,7 +23,7 @@ from tools import pricing
 from tools.openai_api import ApiRequest, Failure, transport_failure
 
 MODEL = "gpt-image-2"
-USAGE = {
+USAGE: Mapping[str, int | Mapping[str, int]] = {
     "input_tokens": 10,
     "output_tokens": 200,
     "total_tokens": 210,
@@ -136,7 +136,7 @@ def price(count: int) -> MicroUSD:
 def usage(count: int) -> dict[str, int | dict[str, int]]:
     """As for one picture, so many times."""
     return {
-        name: {part: count * tokens for part, tokens in said.items()} if isinstance(said, dict) else count * said
+        name: {part: count * tokens for part, tokens in said.items()} if isinstance(said, Mapping) else count * said
         for name, said in USAGE.items()
     }
 

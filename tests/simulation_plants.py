@@ -61,7 +61,7 @@ def store_leaves_out(what: str) -> Plant:
 
 def finished_files_leave_out(what: str) -> Plant:
     def plant(patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(simulation, "Worker", lambda *args, disk, **how: Worker(*args, disk=Without(disk, what), **how))
+        patch.setattr(simulation, "Worker", lambda *args, disk, **how: Worker(*args, disk=Without(disk, what), **how))  # type: ignore[arg-type]
 
     return plant
 
@@ -222,7 +222,7 @@ def figures_are_spooled_before_the_pictures_are_stored(patch: pytest.MonkeyPatch
 
 def file_takes_its_name_before_it_is_whole(patch: pytest.MonkeyPatch) -> None:
     def in_place(self: files.OutputRoot, folder: int, temporary: str, name: Any, adopted: Any) -> str:
-        return name.candidate(0)
+        return str(name.candidate(0))
 
     patch.setattr(files.OutputRoot, "_take", in_place)
 

@@ -7,8 +7,8 @@ they went out - and holds the log, the views and the store against it.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
@@ -84,7 +84,8 @@ class WatchedStore(Store):
         self._witness.spooled[name] = data
 
 
-class Recovered(NamedTuple):
+@dataclass(frozen=True)
+class Recovered:
     """What a recovery has built. `located` is the whole log, `board` and `spending` are that log replayed.
 
     `forgotten` are the jobs of which a fact says that their words are to be gone, `unfinished` those where the disk refused.
@@ -273,8 +274,8 @@ def secret_of(job: JobId) -> str:
     return f"secret<{job}>"
 
 
-def _job_of(sent: Sent) -> str:
-    return sent.id.removeprefix("imaged-").rpartition("-")[0]
+def _job_of(sent: Sent) -> JobId:
+    return JobId(sent.id.removeprefix("imaged-").rpartition("-")[0])
 
 
 def _reserved_for(job: Job) -> int:
