@@ -140,10 +140,10 @@ class Witness:
         job = _job_of(sent)
         for before in self.api.sent:
             insist(_job_of(before) != job or not before.billed, f"{before.id} may be billed, and {sent.id} asks again unbidden")
-        self._insist_on_a_reservation(sent)
+        self._no_budget_can_be_exceeded(sent)
 
-    def _insist_on_a_reservation(self, sent: Sent) -> None:
-        """Stands for the budget: as long as all that may be billed is reserved first, a limit on the sum can hold."""
+    def _no_budget_can_be_exceeded(self, sent: Sent) -> None:
+        """There are no budgets yet. What they will rest on: all that may be billed is reserved before it is asked for."""
         under_way = sum(before.billed for before in self.api.sent if before.under_way) + sent.billed
         reserved = self._spending().reserved
         insist(reserved >= under_way, f"{sent.id} leaves with {reserved} reserved, and {under_way} may be billed")
