@@ -47,7 +47,6 @@ class House:
     `keyed_orders` is held from looking for a job of some key to ordering it. `closing` begins when nobody listens at the
     MCP door any more: whoever is let go from then on finds the next daemon. `caps_known` are those that this daemon has
     recorded, by the client's name.
-    MCP door any more: whoever is let go from then on finds the next daemon.
 
     `disk` and `run_blocking` are what forgetting works with, apart from the log and the store, which have their own.
     """

@@ -48,7 +48,18 @@ from eventlog.log import EventLog
 from eventlog.values import Account, Client, Cost, CostRange, Embedding, ImageRequest, JobId, JobState, MicroUSD, Picture, Words
 from tests.eventlog.disks import PowerCut, SimulatedDisk, fail
 from tests.simulation_api import KINDS, MODEL, Answer, picture, price
-from tests.simulation_witness import EVENTS, PLACES, Recovered, Violation, WatchedLedger, WatchedStore, Witness, insist, secret_of
+from tests.simulation_witness import (
+    CAPS,
+    EVENTS,
+    PLACES,
+    Recovered,
+    Violation,
+    WatchedLedger,
+    WatchedStore,
+    Witness,
+    insist,
+    secret_of,
+)
 from tools.errors import FileFailed
 from tools.files import Store
 
@@ -319,7 +330,8 @@ class World:
         )
         folder = f"series{choice % 2}/" if choice % 3 == 0 else ""
         words = Words(salt="", prompt=secret_of(job), output_path=f"{folder}fox.png", output_dir="/home/pictures")
-        return decisions.request_job(RequestReceived(operation="generate_image", door="mcp", client=CLIENT), requested, words)
+        received = RequestReceived(operation="generate_image", door="mcp", client=CLIENT)
+        return decisions.request_job(received, requested, words, decisions.Terms(self._now(), caps=CAPS))
 
     async def _source(self, choice: int, store: Store) -> tuple[Picture, ...] | None:
         """What an edit starts from is in the store before the order is recorded; None if the disk does not take it."""

@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from daemon import decisions, forgetting, supervisor
+from daemon.budgets import Budget
 from daemon.house import House
 from daemon.ledger import Decision, Facts, Ledger, Views
 from daemon.worker import Worker
@@ -96,10 +97,10 @@ def completion_is_recorded_before_the_files_are_placed(patch: pytest.MonkeyPatch
     async def finish(self: Worker, job: Job, *, resumed: bool) -> None:
         with trio.CancelScope(shield=True):
             disk, self._disk = self._disk, SimulatedDisk()
-            completed, words = self._place(job, resumed)
+            completed, words = self._place(job, resumed, [])
             self._disk = disk
             await self._ledger.record(decisions.complete_job(completed, words))
-            await self._run_blocking(partial(self._place, job, resumed))
+            await self._run_blocking(partial(self._place, job, resumed, []))
 
     patch.setattr(Worker, "_finish", finish)
 
@@ -142,6 +143,17 @@ def reservation_is_made_after_the_call(patch: pytest.MonkeyPatch) -> None:
         return periods
 
     patch.setattr(Spending, "apply", later)
+
+
+def budget_does_not_see_what_is_reserved(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Budget, "left", property(lambda self: MicroUSD(max(0, self.cap - self.spent))))
+
+
+def budget_does_not_see_what_may_have_been_billed(patch: pytest.MonkeyPatch) -> None:
+    def settled_only(self: Spending, period: str) -> MicroUSD:
+        return MicroUSD(sum(amounts.settled for of, amounts in self.rows() if of.day.startswith(period)))
+
+    patch.setattr(Spending, "spent_in", settled_only)
 
 
 def lost_attempt_is_not_counted(patch: pytest.MonkeyPatch) -> None:
@@ -274,6 +286,8 @@ PLANTS: dict[str, tuple[Plant, str]] = {
     "retry after unknown outcome": (unknown_outcome_is_tried_again, "asks again unbidden|was billed"),
     "retry after a crash": (attempt_that_was_open_at_a_crash_is_tried_again, "asks again unbidden|was billed"),
     "reservation after the call": (reservation_is_made_after_the_call, "reserved"),
+    "budget without what is reserved": (budget_does_not_see_what_is_reserved, "exceeds the budget"),
+    "budget without what may be billed": (budget_does_not_see_what_may_have_been_billed, "exceeds the budget"),
     "lost attempt not counted": (lost_attempt_is_not_counted, "are settled, suspected or reserved"),
     "torn tail accepted": (torn_tail_is_taken_for_the_log, "damaged|lost|not at byte"),
     "last batch not written again": (last_batch_is_not_written_again_at_the_start, "damaged|lost|not at byte"),

@@ -33,14 +33,15 @@ from eventlog.index import Index
 from eventlog.jobs import Job, JobBoard, Stage
 from eventlog.segments import Located, Mark, read_log
 from eventlog.spending import Spending
-from eventlog.values import JobId, Picture, Position, Sha256, digest
+from eventlog.values import Caps, JobId, MicroUSD, Picture, Position, Sha256, digest
 from tests.eventlog.disks import SimulatedDisk
-from tests.simulation_api import Api, Sent
+from tests.simulation_api import Api, Sent, price
 from tools.errors import FileFailed
 from tools.files import Store
 
 PLACES = Places(Path("/home"))
 EVENTS = PLACES.events
+CAPS = Caps(month=MicroUSD(7 * price(1)))  # most worlds reach it
 ENDINGS = (JobCompleted, JobFailed, JobCancelled, JobInterrupted)
 
 
@@ -143,7 +144,9 @@ class Witness:
         self._no_budget_can_be_exceeded(sent)
 
     def _no_budget_can_be_exceeded(self, sent: Sent) -> None:
-        """There are no budgets yet. What they will rest on: all that may be billed is reserved before it is asked for."""
+        """All that may be billed is reserved before it is asked for; and with what was ever billed it fits under the cap."""
+        billed = sum(before.billed for before in self.api.sent) + sent.billed
+        insist(CAPS.month is not None and billed <= CAPS.month, f"{sent.id} exceeds the budget: {billed} may be billed by now")
         under_way = sum(before.billed for before in self.api.sent if before.under_way) + sent.billed
         reserved = self._spending().reserved
         insist(reserved >= under_way, f"{sent.id} leaves with {reserved} reserved, and {under_way} may be billed")
