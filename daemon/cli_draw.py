@@ -47,6 +47,7 @@ NAMES = {  # of options, and of the operation's arguments that they are
     "moderation": "moderation",
     "fidelity": "input_fidelity",
     "idempotency_key": "idempotency_key",
+    "dry_run": "dry_run",
 }
 OPTIONS = {  # how a refusal names an argument for whoever typed the option
     **{ours: f"--{name.replace('_', '-')}" for name, ours in NAMES.items()},
@@ -163,6 +164,7 @@ def _words(annotation: object) -> tuple[str, ...]:
 def _add_manners(parser: Parser) -> None:
     key = "a word of your own: ordered again with it, the same picture is not drawn twice"
     parser.add_argument("--idempotency-key", metavar="KEY", help=key)
+    parser.add_argument("--dry-run", action="store_true", help="draw nothing: check everything and say what it would cost")
     add_patience(parser)
     add_json(parser)
 

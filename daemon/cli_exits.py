@@ -23,10 +23,10 @@ MEANINGS: Mapping[int, str] = {
     MODERATION: "OpenAI's safety system refused it",
     RATE_LIMITED: "OpenAI asked to slow down for longer than we waited",
     OUTCOME_UNKNOWN: "the answer was lost: perhaps billed; see imaged jobs resolve",
-    NO_DAEMON: "no daemon runs, or none stays",
+    NO_DAEMON: "no daemon runs or stays, or it was stopped during a wait",
     DAEMON_RUNS: "imaged serve: a daemon runs already",
     WAIT_RAN_OUT: "the wait ran out; the job goes on",
-    INTERRUPTED: "Ctrl-C; a job that was ordered goes on",
+    INTERRUPTED: "Ctrl-C or SIGTERM; a job that was ordered goes on",
 }
 
 _OF_FAILURES: Mapping[str, int] = {  # codes of tools.failures; whatever is neither here nor in doubt has simply failed
@@ -35,12 +35,12 @@ _OF_FAILURES: Mapping[str, int] = {  # codes of tools.failures; whatever is neit
     "not_permitted": KEY,
     "model_unavailable": KEY,
     "quota_exhausted": BUDGET,
-    "over_budget": BUDGET,
     "moderation_blocked": MODERATION,
     "rate_limited": RATE_LIMITED,
 }
 _OF_REFUSALS: Mapping[str, int] = {  # of what was not even begun; `not_permitted` is there a matter of files
     "no_key": KEY,
+    "over_budget": BUDGET,
     "bad_settings": USAGE,
     "bad_arguments": USAGE,
     "bad_mask": USAGE,

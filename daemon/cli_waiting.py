@@ -15,7 +15,7 @@ from typing import NamedTuple
 from daemon import bridge, cli_pictures
 from daemon import cli_exits as exits
 from daemon.cli_connection import ask_again, json_out, read
-from daemon.cli_terminal import Watch, path_out, say, waiting
+from daemon.cli_terminal import Watch, out, path_out, say, waiting
 from daemon.client import Connection, Stopped
 from daemon.errors import NotRunning
 from daemon.results import JobReport, JobsNow
@@ -48,9 +48,15 @@ def order(
     ours: list[JobReport] = []
     with coming_back(ours):
         job = read(ask_again(connection, operation, options, **given), JobReport)
-        ours.append(job)
         for warning in job.warnings:
             say(warning)
+        if not job.job_id:  # a dry run
+            if manners.as_json:
+                json_out(job)
+            else:
+                out(job.message)
+            return exits.OK
+        ours.append(job)
         if manners.no_wait:
             if manners.as_json:
                 json_out(job)

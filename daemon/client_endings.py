@@ -47,4 +47,13 @@ def _lives(pid: int) -> bool:
         os.kill(pid, 0)
     except (ProcessLookupError, PermissionError):  # gone, and perhaps its number is somebody else's by now
         return False
-    return True
+    return not _is_zombie(pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    """Ended with all its threads, which hold its files as long as they live, and its parent has not asked for its status."""
+    try:
+        threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
+        return threads <= 1 and Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"Z"
+    except (OSError, IndexError):
+        return False  # gone this very moment, or a system without /proc

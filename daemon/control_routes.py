@@ -134,7 +134,7 @@ async def _session(house: House, asked: Asked) -> Session:
     text = asked.headers.get(SETTINGS_HEADER)
     try:
         given = _settings(text) if text is not None else await trio.to_thread.run_sync(_own_settings)
-        return await doors.admit(given, "control", house)
+        return doors.admit(given, "control", house)
     except (BadConfiguration, bridge.Trouble) as exc:
         raise Problem("bad_settings", str(exc), argument=SETTINGS_HEADER) from exc
 

@@ -156,7 +156,7 @@ async def welcome(stream: trio.SocketStream, house: House) -> None:
             if not house.ending.wanted:
                 if is_newer(hello.software):
                     await _say(stream, {"imaged": 1, "makes_way": True})
-                await _serve_mcp(stream, rest, await _admit(hello, house), house)
+                await _serve_mcp(stream, rest, _admit(hello, house), house)
                 return
         except _Refused as refused:
             if not house.ending.wanted:
@@ -267,16 +267,16 @@ async def _receive(stream: trio.SocketStream, house: House) -> bytes:
     return b""
 
 
-async def _admit(hello: _Hello, house: House) -> Session:
+def _admit(hello: _Hello, house: House) -> Session:
     try:
-        session = await admit(hello.settings, "mcp", house)
+        session = admit(hello.settings, "mcp", house)
     except (BadConfiguration, bridge.Trouble) as exc:
         raise _Refused(str(exc)) from exc
     house.idle_exit_seconds = session.settings.idle_exit_seconds
     return session
 
 
-async def admit(given: Mapping[str, str], door: Door, house: House) -> Session:
+def admit(given: Mapping[str, str], door: Door, house: House) -> Session:
     """A session with these settings. Its key goes to the keyring, and is blotted out of the diagnostics from here on.
 
     A client's configuration may lie in a project that somebody else has made, so its caps never exceed the user's own.
@@ -287,8 +287,8 @@ async def admit(given: Mapping[str, str], door: Door, house: House) -> Session:
     """
     hide(given.get("OPENAI_API_KEY", "").strip())
     settings = Settings.parse(given, home_dir=user_home())
-    own = await trio.to_thread.run_sync(config.own_caps)
-    settings = msgspec.structs.replace(settings, caps=budgets.strictest(settings.caps, own))
+    # Read here and now: it is one small file, and who came first shall be in first.
+    settings = msgspec.structs.replace(settings, caps=budgets.strictest(settings.caps, config.own_caps()))
     if house.keyring.admit(settings):
         house.ledger.wake()
     return Session(door=door, settings=settings)

@@ -4,6 +4,7 @@ Rule: unknown is said as unknown. Money is whole micro-dollars beside its text; 
 """
 
 from datetime import UTC, datetime
+from typing import Literal
 
 import msgspec
 
@@ -116,6 +117,7 @@ class JobReport(JobSummary, frozen=True, kw_only=True):
     the job that this one draws again. Of a dry run the `state` is "dry_run", and there is no `job_id`.
     """
 
+    state: State | Literal["dry_run"]  # type: ignore[assignment]  # a list never tells of a dry run
     message: str
     images: tuple[ImageResult, ...]
     requested: ImageRequest

@@ -333,7 +333,8 @@ def test_a_daemon_that_is_killed_is_replaced_and_the_rest_is_drawn(tmp_path: Pat
             program.kill()
             gate.open()
             assert command.end() == 1
-        assert [result["status"] for result in command.document["results"]] == ["interrupted", "completed", "completed"]
+        statuses = [result["status"] for result in command.document["results"]]
+        assert statuses == ["interrupted", "completed", "completed"], command.err
         assert len(standin.requests) == 3
 
 

@@ -1,5 +1,7 @@
 """What may be spent: by rule, by the real daemon under many orders at once, and over restarts."""
 
+import json
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ from eventlog.jobs import JobBoard
 from eventlog.spending import Spending
 from eventlog.values import Caps, MicroUSD, Position
 from tests.daemon import fakes
-from tests.program import Program, Stdio, running, wait_until
+from tests.program import IMAGED, SECONDS_MAX, Program, Stdio, running, wait_until
 from tests.standin import Behaviour, StandIn
 from tests.test_jobs import Gate, api, state
 
@@ -194,6 +196,21 @@ def test_each_change_of_a_clients_caps_is_a_fact_beside_the_first_order_under_it
 def test_a_placeholder_is_nobodys_expense(tmp_path: Path) -> None:
     with running(tmp_path, IMAGED_BUDGET_CALL_USD="0", IMAGED_BUDGET_DAY_USD="0") as program:
         assert draw(program)["result"]["state"] == "completed"
+
+
+def test_at_a_terminal_a_dry_run_says_the_price_and_a_refused_order_has_a_status_of_its_own(tmp_path: Path) -> None:
+    with StandIn() as standin, capped(tmp_path, standin) as program:
+
+        def imaged(*options: str, **more: str) -> subprocess.CompletedProcess[str]:
+            command = [*IMAGED, "generate", "a fox", "--quality", "low", "--size", "1024x1024", *options]
+            environ = {**program.environment, **more}
+            return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=SECONDS_MAX)
+
+        rehearsed = imaged("--dry-run")
+        assert rehearsed.returncode == 0 and rehearsed.stdout.startswith("Nothing was ordered. It would be drawn, and cost $0.00")
+        assert json.loads(imaged("--dry-run", "--json").stdout)["state"] == "dry_run"
+        refused = imaged(IMAGED_BUDGET_CALL_USD="0.0001")
+        assert refused.returncode == 5 and "IMAGED_BUDGET_CALL_USD" in refused.stderr and not standin.requests
 
 
 @pytest.mark.parametrize("text", ["-1", "1e3", "$5", "5 USD", "0.1234567", "٣", "free"])

@@ -682,7 +682,7 @@ def test_a_reader_who_leaves_before_the_first_line_is_no_failure(scene: Scene) -
     os.close(ours)
     try:
         ended = subprocess.run(
-            [*IMAGED, "history"], env=environ, cwd=ROOT, stdout=theirs, stderr=subprocess.PIPE, timeout=SECONDS_MAX
+            [*IMAGED, "status"], env=environ, cwd=ROOT, stdout=theirs, stderr=subprocess.PIPE, timeout=SECONDS_MAX
         )
     finally:
         os.close(theirs)

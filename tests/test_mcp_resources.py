@@ -18,7 +18,7 @@ from mcp_types import PromptReference, ResourceTemplateReference
 
 from daemon import mcp_server, resources
 from daemon.errors import Refused
-from daemon.operations import ARGUMENT_BYTES_MAX
+from daemon.request_words import ARGUMENT_BYTES_MAX
 from eventlog.errors import IndexUnavailable, LogDead
 from eventlog.events import RequestReceived
 from eventlog.values import digest

@@ -31,7 +31,7 @@ def test_every_prompt_and_argument_says_what_it_is() -> None:
 
 def test_generate_names_the_tool_and_exactly_its_arguments() -> None:
     text = prompts.message("generate", {"subject": ' a "fox"\n猫 ', "style": "ink", "size": "1536x1024"}, PAYING)
-    assert "`generate_image` once" in text and "absolute path" in text and "`get_job_result`" in text
+    assert "`generate_image` once" in text and "absolute path" in text and "`wait_for_job`" in text
     (call,) = calls(text)
     assert call == {"prompt": 'a "fox"\n猫\nStyle: ink', "size": "1536x1024"}
     arguments.parse("generate_image", call, arguments.GenerateImage)
