@@ -1,4 +1,4 @@
-"""Which of its three selves the program is: a client's stdio bridge, the daemon, or the command line.
+"""Which of its selves the program is: a client's stdio bridge, the daemon, the command line, or what decodes pictures.
 
 Nothing is imported here that the bridge does not need: it answers a client in milliseconds.
 """
@@ -17,6 +17,10 @@ def main() -> int:
         from daemon import bridge
 
         return bridge.main(arguments[1:], os.environ)
+    if arguments == ["decode-pictures"]:  # decoder.WORD; the frozen daemon starts itself so
+        from tools import decoder
+
+        return decoder.serve()
     import signal
 
     heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -33,7 +33,7 @@ from eventlog.index import Index
 from eventlog.jobs import Job
 from eventlog.segments import Located
 from eventlog.values import JobId, JobState, MicroUSD, Position, Sha256, Words
-from tools import old_history, pictures, pricing
+from tools import decoder, old_history, pricing
 from tools.errors import FileFailed
 from tools.files import Store
 from tools.pictures import BadPicture
@@ -336,7 +336,7 @@ def _thumbnail(job: Job, number: int, store: Store) -> bytes:
             data = old_history.unchanged(image.path, image.sha256)
         else:
             data = store.get(image.original)
-        return pictures.thumbnail(data, THUMBNAIL_EDGE_PX, THUMBNAIL_QUALITY)
+        return decoder.preview(data, (THUMBNAIL_EDGE_PX,), THUMBNAIL_QUALITY, bytes_max=len(data))[0]
     except (FileFailed, BadPicture):
         return b""
 

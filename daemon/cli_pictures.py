@@ -6,7 +6,6 @@ would swallow it. https://sw.kovidgoyal.net/kitty/graphics-protocol/ · https://
 """
 
 import base64
-import io
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -67,20 +66,16 @@ def drawn(data: bytes, spoken: Protocol, columns: int) -> str:
     Raises:
         tools.pictures.BadPicture: it cannot be decoded, or is an svg.
     """
-    from PIL import Image
+    from tools import decoder
+    from tools.pictures import measure
 
-    from tools.pictures import thumbnail
-
-    jpeg = thumbnail(data, EDGE_PX, QUALITY)
-    with Image.open(io.BytesIO(jpeg)) as image:
-        width, height = image.size
-        lines = max(1, min(LINES_MAX, columns * height // (width * CELL_RATIO)))
-        if spoken == "iterm2":
-            shape = f"inline=1;size={len(jpeg)};height={lines};preserveAspectRatio=1"
-            return f"\x1b]1337;File={shape}:{base64.b64encode(jpeg).decode()}\x07"
-        png = io.BytesIO()
-        image.save(png, "png")
-    return "".join(_kitty(base64.b64encode(png.getvalue()).decode(), lines))
+    jpeg, _ = decoder.preview(data, (EDGE_PX,), QUALITY, bytes_max=len(data))
+    _, width, height = measure(jpeg)
+    lines = max(1, min(LINES_MAX, columns * height // (width * CELL_RATIO)))
+    if spoken == "iterm2":
+        shape = f"inline=1;size={len(jpeg)};height={lines};preserveAspectRatio=1"
+        return f"\x1b]1337;File={shape}:{base64.b64encode(jpeg).decode()}\x07"
+    return "".join(_kitty(base64.b64encode(decoder.png(jpeg)).decode(), lines))
 
 
 def _kitty(encoded: str, lines: int) -> Iterator[str]:

@@ -20,11 +20,9 @@ from eventlog.index import Index
 from eventlog.jobs import Job
 from eventlog.log import EventLog
 from eventlog.values import Caps, JobId, StoredImage, digest
-from tools import inputs
+from tools import decoder, inputs
 from tools.errors import FileFailed, Refused
 from tools.files import Store
-
-VETTED_AT_ONCE_MAX = 2  # source pictures decoded at once: one of 50 megapixels takes up to 800 MB for a moment
 
 
 class ImportDesk:
@@ -69,7 +67,7 @@ class House:
     keyed_orders: trio.Lock = field(default_factory=trio.Lock)
     untold: Untold = field(default_factory=Untold)
     caps_known: dict[str, Caps] = field(default_factory=dict)
-    vetting: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(VETTED_AT_ONCE_MAX))
+    vetting: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(decoder.AT_ONCE_MAX))
     desk: ImportDesk = field(default_factory=ImportDesk)
     disk: Disk = field(default_factory=Disk)
     run_blocking: RunBlocking = trio.to_thread.run_sync

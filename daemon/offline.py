@@ -18,9 +18,10 @@ from typing import NamedTuple
 from xml.sax.saxutils import escape
 
 import msgspec
-from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
-from tools import pricing
+from tools import decoder, pricing
+from tools.pictures import BadPicture, Measured, measure
 
 FONT = Path(__file__).with_name("offline.otf")
 SIZE_WHEN_AUTO = "1024x1024"
@@ -55,6 +56,13 @@ class _Edit(_Order, forbid_unknown_fields=True):
     input_fidelity: str | None = None
 
 
+class _Source(NamedTuple):
+    """Not decoded in this process: what is wanted of it comes as plain pixels."""
+
+    data: bytes
+    found: Measured
+
+
 class _Part(NamedTuple):
     """One piece of a multipart body; `file_name` is empty for a plain field."""
 
@@ -66,7 +74,7 @@ class _Part(NamedTuple):
 
 def answer(method: str, path: str, body: bytes) -> Answer:
     """What the API would say to this request. Draws for as long as Pillow needs: 0.05-1 s by size."""
-    sources: list[Image.Image] = []
+    sources: list[_Source] = []
     try:
         match method, path:
             case "POST", "/v1/images/generations":
@@ -75,14 +83,17 @@ def answer(method: str, path: str, body: bytes) -> Answer:
                 order, sources = _edit(body)
             case _:
                 return _error(404, f"Invalid URL ({method} {path})", None)
-    except (msgspec.ValidationError, UnidentifiedImageError, ValueError) as exc:
+    except (msgspec.ValidationError, BadPicture, ValueError) as exc:
         return _error(400, str(exc), "invalid_value")
     if not order.prompt:
         return _error(400, "Invalid 'prompt': empty string.", "empty_string")
-    return _drawn(order, sources)
+    try:
+        return _drawn(order, sources)
+    except BadPicture as exc:
+        return _error(400, f"Invalid image: {exc}.", "invalid_image_file")
 
 
-def _edit(body: bytes) -> tuple[_Edit, list[Image.Image]]:
+def _edit(body: bytes) -> tuple[_Edit, list[_Source]]:
     parts = _parts(body)
     fields = {part.name: part.data.decode() for part in parts if not part.file_name}
     order = msgspec.convert(fields, _Edit, strict=False)
@@ -91,11 +102,10 @@ def _edit(body: bytes) -> tuple[_Edit, list[Image.Image]]:
         if part.file_name:
             if part.name not in ("image[]", "mask", "markup") or part.kind not in ("image/png", "image/jpeg", "image/webp"):
                 raise ValueError(f"unsupported part {part.name} of type {part.kind}")
-            with Image.open(io.BytesIO(part.data)) as opened:
-                picture = opened.convert("RGBA")
+            source = _Source(part.data, measure(part.data))
             if part.name == "image[]":
-                sources.append(picture)
-            elif sources and picture.size != sources[0].size:
+                sources.append(source)
+            elif sources and source.found[1:] != sources[0].found[1:]:
                 raise ValueError(f"the {part.name} is not as large as the first image")
     if not sources:
         raise ValueError("Missing required parameter: 'image'.")
@@ -114,7 +124,7 @@ def _parts(body: bytes) -> list[_Part]:
     return parts
 
 
-def _drawn(order: _Order, sources: list[Image.Image]) -> Answer:
+def _drawn(order: _Order, sources: list[_Source]) -> Answer:
     size = SIZE_WHEN_AUTO if order.size == "auto" else order.size
     quality = QUALITY_WHEN_AUTO if order.quality == "auto" else order.quality
     width, height = (int(edge) for edge in size.split("x"))
@@ -124,7 +134,7 @@ def _drawn(order: _Order, sources: list[Image.Image]) -> Answer:
     ]
     text_tokens = 6 + len(order.prompt.encode()) // 4
     fidelity = order.input_fidelity if isinstance(order, _Edit) else None
-    source_tokens = sum(pricing.input_tokens(order.model, *source.size, fidelity) or 0 for source in sources)
+    source_tokens = sum(pricing.input_tokens(order.model, *source.found[1:], fidelity) or 0 for source in sources)
     image_tokens = order.n * (pricing.output_tokens(order.model, size, quality) or 1756)
     reply = {
         "created": int(time.time()),
@@ -145,7 +155,7 @@ def _drawn(order: _Order, sources: list[Image.Image]) -> Answer:
     return Answer(200, {"content-type": "application/json", "x-request-id": request_id}, msgspec.json.encode(reply))
 
 
-def _draw(order: _Order, sources: list[Image.Image], size: tuple[int, int], number: int) -> Image.Image:
+def _draw(order: _Order, sources: list[_Source], size: tuple[int, int], number: int) -> Image.Image:
     """A quiet gradient in colours of the prompt's own, or the first source, with the prompt and the word offline on it."""
     width, height = size
     shade = hashlib.sha256(f"{order.prompt}\0{number}".encode()).digest()
@@ -158,10 +168,10 @@ def _draw(order: _Order, sources: list[Image.Image], size: tuple[int, int], numb
     margin = edge // 16
     for place, source in enumerate(sources):
         if place == 0:
-            first = ImageOps.fit(source, size)
+            first = _fitted(source, size, cut=True)
             image.paste(first, mask=first.getchannel("A").point(lambda alpha: alpha * 3 // 4))
         else:
-            small = ImageOps.contain(source, (edge // 8, edge // 8))
+            small = _fitted(source, (edge // 8, edge // 8), cut=False)
             image.paste(small, (margin + (place - 1) * (edge // 8 + 8), height // 2), mask=small)
     pen = ImageDraw.Draw(image)
     text = "\n".join(_wrapped(order.prompt[:PROMPT_SHOWN_MAX], COLUMNS * 2 * width // edge))
@@ -183,6 +193,11 @@ def _draw(order: _Order, sources: list[Image.Image], size: tuple[int, int], numb
         image = image.convert("RGBA")
         image.putalpha(Image.new("L", image.size, 200))
     return image
+
+
+def _fitted(source: _Source, size: tuple[int, int], *, cut: bool) -> Image.Image:
+    (width, height), pixels = decoder.fitted(source.data, *size, cut=cut)
+    return Image.frombytes("RGBA", (width, height), pixels)
 
 
 def _encode(image: Image.Image, order: _Order) -> bytes:

@@ -40,7 +40,7 @@ from eventlog.jobs import Job, Stage
 from eventlog.log import EventLog, Recovery
 from eventlog.segments import MarkNotThere
 from eventlog.values import JobState
-from tools import models, pricing
+from tools import decoder, models, pricing
 from tools.errors import FileFailed
 from tools.files import Store
 
@@ -253,11 +253,9 @@ async def _warm_up() -> None:
 
 def _load_what_is_left() -> None:
     """What is read, and what libraries import, when a format or a host's name is first met. Blocks."""
-    from PIL import Image, ImageChops, ImageSequence  # noqa: F401
-
     for codec in CODECS:
         codecs.lookup(codec)
-    Image.init()
+    decoder.load()
     offline.load()
     models.catalogue()
     pricing.table()

@@ -3,7 +3,6 @@
 Rule: an answer has a limit. A picture that does not fit comes as the largest preview that does, and the answer says so.
 """
 
-from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from daemon.house import House
 from daemon.results import Answer, Attachment, JobReport
 from eventlog.jobs import Job, Stage
 from eventlog.values import JobId, JobState, StoredImage
-from tools import pictures
+from tools import decoder, pictures
 from tools.errors import FileFailed
 
 PREVIEW_EDGES_PX = (1568, 1024, 768, 512, 256, 128, 64)
@@ -49,7 +48,8 @@ async def tell(
         for image in job.images:
             try:
                 attachments += await trio.to_thread.run_sync(
-                    partial(_attach, house, job, image, settings, _Wanted(thumbnail_wanted, picture_wanted, room))
+                    partial(_attach, house, job, image, settings, _Wanted(thumbnail_wanted, picture_wanted, room)),
+                    limiter=house.vetting,
                 )
             except (pictures.BadPicture, FileFailed) as exc:
                 notes.append(f"No preview of {image.path or 'the picture'}: {exc}")
@@ -96,29 +96,20 @@ def _attach(house: House, job: Job, image: StoredImage, settings: Settings, want
     if wanted.thumbnail:
         thumbnail = settings.thumbnails
         smaller = (thumbnail.size_px, *(edge for edge in PREVIEW_EDGES_PX if edge < thumbnail.size_px))
-        out.append(Attachment("image/jpeg", _largest(data, smaller, thumbnail.quality, room // 4)[0]))
+        out.append(Attachment("image/jpeg", decoder.preview(data, smaller, thumbnail.quality, bytes_max=room // 4)[0]))
         room -= room // 4
     if wanted.picture and image.format == "svg":
         raise pictures.BadPicture("clients show no svg that is sent to them; open the file")
     if wanted.picture and len(data) <= room:
         out.append(Attachment(f"image/{image.format}", data))
     elif wanted.picture:
-        preview, edge = _largest(data, PREVIEW_EDGES_PX, PREVIEW_QUALITY, room)
+        preview, edge = decoder.preview(data, PREVIEW_EDGES_PX, PREVIEW_QUALITY, bytes_max=room)
         note = (
             f"The picture is {len(data):,} bytes, too large to return; attached is a reduced preview of at most {edge} px. "
             f"The whole picture is the file {image.path} and the resource imaged://image/{job.id}/{job.images.index(image) + 1}."
         )
         out.append(Attachment("image/jpeg", preview, note))
     return out
-
-
-def _largest(data: bytes, edges: Sequence[int], quality: int, room: int) -> tuple[bytes, int]:
-    """The first of these previews that fits, or the smallest."""
-    for edge in edges:
-        preview = pictures.thumbnail(data, edge, quality)
-        if len(preview) <= room:
-            break
-    return preview, edge
 
 
 def wants_thumbnail(settings: Settings, asked: bool | None) -> bool:

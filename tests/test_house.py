@@ -20,6 +20,7 @@ ONLY_IN = {
     "mcp": {"daemon/mcp_server.py"},
     "mcp_types": {"daemon/mcp_server.py"},
     "fcntl": {"eventlog/disk.py"},
+    "PIL": {"daemon/offline.py", "tools/pixels.py"},  # the first only draws
 }
 LONGER_FILES = {  # each with its reason
     # One skin in one file, because mcp may be imported in one file only: tools, resources, prompts and completion.

@@ -1,19 +1,15 @@
 """What kind of image some bytes are, how large, and whether they are whole - by walking the container, not by decoding.
 
-Rule: nothing is believed because of a name or a header. The walk is bounded by the bytes; only thumbnails
-decode pixels, and only after the walk has said how many there are.
+Rule: nothing is believed because of a name or a header. The walk is bounded by the bytes. Pixels are decoded elsewhere, in
+`tools.decoder`, and only after the walk has said how many there are.
 """
 
-import io
 import re
 import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from PIL import Image, UnidentifiedImageError
-
 PNG = b"\x89PNG\r\n\x1a\n"
-DECODED_PIXELS_MAX = 50_000_000  # six times the API's largest picture; more is not decoded for a thumbnail
 SVG_LOOK_BYTES = 4096
 _SVG = re.compile(rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!DOCTYPE[^>]*>\s*)?(<!--.*?-->\s*)?<svg[\s>]", re.DOTALL)
 JPEG_FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
@@ -81,33 +77,6 @@ def measure(data: bytes) -> Measured:
             return Measured("svg", 0, 0)
         case _:
             raise BadPicture(f"{len(data):,} bytes that begin with {data[:8].hex()} are not png, jpeg, webp, gif or svg")
-
-
-def thumbnail(data: bytes, edge_px: int, quality: int) -> bytes:
-    """A JPEG that fits into a square of `edge_px`, never enlarged, transparency on white. Blocking.
-
-    Raises:
-        BadPicture: it cannot be decoded, or has too many pixels to try.
-    """
-    found = measure(data)
-    if found.format == "svg":
-        raise BadPicture("svg is not rendered")
-    if found.width * found.height > DECODED_PIXELS_MAX:
-        raise BadPicture(f"{found.width}x{found.height} pixels are too many to decode for a preview")
-    try:
-        with Image.open(io.BytesIO(data), formats=[found.format.upper()]) as opened:
-            if opened.size != (found.width, found.height):
-                raise BadPicture("the picture gives two different sizes of itself")
-            opened.draft("RGB", (edge_px, edge_px))
-            image = opened.convert("RGBA")
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as exc:
-        raise BadPicture(f"the picture cannot be decoded ({exc})") from exc
-    image.thumbnail((edge_px, edge_px), Image.Resampling.LANCZOS)
-    paper = Image.new("RGB", image.size, (255, 255, 255))
-    paper.paste(image, mask=image.getchannel("A"))
-    out = io.BytesIO()
-    paper.save(out, "JPEG", quality=quality, progressive=True, optimize=True)
-    return out.getvalue()
 
 
 def png_chunks(data: bytes) -> Iterator[Chunk]:

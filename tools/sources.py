@@ -4,22 +4,19 @@ Rule: nothing leaves that is not a whole PNG, JPEG or WebP by its bytes, and wit
 show it: pixels, colour profile, transparency. Places, dates, devices, texts, previews and whatever hangs behind the end
 are cut out of the container; the pixels stay bit for bit. Only a picture that its EXIF wants turned is encoded anew.
 
-A container is walked before anything is decoded, and nothing with too many pixels is decoded at all.
+A container is walked before anything is decoded, and nothing with too many pixels is decoded at all. Decoding happens in a
+throw-away process.
 """
 
 import binascii
 import codecs
-import io
 import re
 import string
 import struct
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
-from PIL import Image, UnidentifiedImageError
-
+from tools import decoder
 from tools.errors import Refused
 from tools.models import catalogue
 from tools.pictures import (
@@ -36,21 +33,13 @@ from tools.pictures import (
     webp_chunks,
 )
 
-JPEG_QUALITY = 95  # of what is turned upright: no difference to be seen
 JPEG_SCANS_MAX = 100  # encoders write about ten; each costs a decoder a pass over the whole picture
 _BASE64 = (string.ascii_letters + string.digits + "+/").encode()
 _WHITESPACE = string.whitespace.encode()
 _EXIF_MARK = b"Exif\0\0"
 _ORIENTATION = 0x0112
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+TURNED_FACTOR_MAX = 8  # times the largest source: what a turned picture may have before it is refused for its size
+_TURNED = range(2, 9)  # orientations other than upright
 _JPEG_KEPT = JPEG_FRAMES | {0xC4, 0xCC, JPEG_SCAN, JPEG_END, 0xDB, 0xDC, 0xDD}  # tables, line count, restart interval
 _PNG_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 _PNG_COLOURS = {b"cHRM": 32, b"gAMA": 4, b"sRGB": 1, b"cICP": 4, b"mDCV": 24, b"cLLI": 8}
@@ -150,7 +139,7 @@ def vet(data: bytes, *, name: str) -> Source:
                 "too_large",
                 name,
             )
-        source = _upright(cleaned, found)
+        source = _upright(cleaned, found, limits.edit_input_bytes_max * TURNED_FACTOR_MAX)
     except _Animated as exc:
         raise _no(
             f"{name} is an animation; OpenAI takes still pictures. Save one of its frames as a PNG and give that.",
@@ -210,15 +199,16 @@ def _overlay(data: bytes, first: Source, name: str, code: str) -> Source:
     kinds = {chunk.kind: chunk.body for chunk in png_chunks(checked.data)}
     if kinds[b"IHDR"][9] not in (4, 6) and b"tRNS" not in kinds:
         raise _no(f"{name} has no alpha channel; save it as a PNG that is transparent {what}.", code, name)
-    if not _is_transparent_somewhere(checked):
+    if _is_opaque(checked, name, code):
         raise _no(f"{name} is opaque everywhere; make it transparent {what}.", code, name)
     return checked
 
 
-def _is_transparent_somewhere(source: Source) -> bool:
-    with _decoded(source.data, Measured(source.format, source.width, source.height)) as image:
-        alpha = image.convert("RGBA").getchannel("A")
-    return alpha.getextrema() != (255, 255)
+def _is_opaque(checked: Source, name: str, code: str) -> bool:
+    try:
+        return decoder.is_opaque(checked.data, Measured(checked.format, checked.width, checked.height))
+    except BadPicture as exc:
+        raise _no(f"{name} cannot be used: {exc}.", code, name) from exc
 
 
 def _clean(data: bytes, name: str) -> _Cleaned:
@@ -313,29 +303,18 @@ def _riff(chunks: list[tuple[bytes, bytes]]) -> bytes:
     return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
 
 
-def _upright(cleaned: _Cleaned, found: Measured) -> Source:
+def _upright(cleaned: _Cleaned, found: Measured, bytes_max: int) -> Source:
     """The picture proved by decoding it, and encoded anew only if it must be turned."""
     orientation = _orientation(cleaned.exif)
-    with _decoded(_pixels(cleaned.data, found.format), found) as image:
-        if orientation == 1:
-            image.draft(None, (max(1, found.width // 8), max(1, found.height // 8)))  # a JPEG is read as well at an eighth
-            image.load()
-            return Source(cleaned.data, *found)
-        turned = image.transpose(_TURNS[orientation])
-        profile = image.info.get("icc_profile")
-        out = io.BytesIO()
-        match found.format:
-            case "jpeg":
-                turned.save(out, "JPEG", quality=JPEG_QUALITY, subsampling=0, icc_profile=profile)
-            case "webp":  # the quickest way: more effort makes it hardly smaller, but takes minutes
-                turned.save(out, "WEBP", lossless=True, exact=True, method=0, quality=0, icc_profile=profile)
-            case _:
-                turned.save(out, "PNG")
-    data = out.getvalue()
+    pixels = _pixels(cleaned.data, found.format)
+    if orientation == 1:
+        decoder.prove(pixels, found)
+        return Source(cleaned.data, *found)
+    data = decoder.turn(pixels, found, orientation, bytes_max=bytes_max)
     if found.format == "png":
         colours = _png_parts(cleaned.data, {*_PNG_COLOURS, b"iCCP"})
         data = PNG + _png_parts(data, {b"IHDR"}) + colours + _png_parts(data, _PNG_PIXELS - {b"IHDR"})
-    return Source(data, found.format, *turned.size)
+    return Source(data, *measure(data))
 
 
 def _orientation(exif: bytes) -> int:
@@ -349,7 +328,7 @@ def _orientation(exif: bytes) -> int:
         if int.from_bytes(exif[at : at + 2], order) == _ORIENTATION:
             size = 4 if exif[at + 2 : at + 4] == (4).to_bytes(2, order) else 2
             value = int.from_bytes(exif[at + 8 : at + 8 + size], order)
-            return value if value in _TURNS else 1
+            return value if value in _TURNED else 1
     return 1
 
 
@@ -360,22 +339,6 @@ def _pixels(data: bytes, kind: str) -> bytes:
 
 def _png_parts(data: bytes, kinds: set[bytes]) -> bytes:
     return b"".join(data[chunk.start : chunk.end] for chunk in png_chunks(data) if chunk.kind in kinds)
-
-
-@contextmanager
-def _decoded(data: bytes, found: Measured) -> Iterator[Image.Image]:
-    """Opened, not yet decoded: what happens in the block is what costs.
-
-    Raises:
-        BadPicture: it cannot be decoded, or is not of the size it was measured to have.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=[found.format.upper()]) as image:
-            if image.size != (found.width, found.height):
-                raise BadPicture("it gives two different sizes of itself")
-            yield image
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as exc:
-        raise BadPicture("it cannot be decoded") from exc
 
 
 def _insist_on_bytes(data: bytes, fewer_than: int, name: str) -> None:

@@ -15,7 +15,8 @@ from msgspec import structs
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from tests.tools.pictures_for_tests import picture, pixels
-from tools import sources
+from tools import decoder, sources
+from tools import pixels as decoding
 from tools.errors import Refused
 from tools.models import catalogue
 from tools.pictures import PNG, jpeg_pieces, measure, png_chunks, webp_chunks
@@ -333,7 +334,7 @@ def test_a_bomb_is_refused_without_being_decoded(kind: str, monkeypatch: pytest.
     def exploded(*args: object, **kwargs: object) -> None:
         raise AssertionError("it was opened")
 
-    monkeypatch.setattr(Image, "open", exploded)
+    monkeypatch.setattr(decoder, "_exchange", exploded)
     caught = refusal(data)
     size = measure(data)
     assert caught.code == "too_large" and f"{size.width * size.height:,} pixels" in str(caught)
@@ -357,6 +358,14 @@ def smaller_than_it_is(kind: str) -> bytes:
     return data[: frame[1]] + bytes(small) + data[frame[1] :]
 
 
+def decode_in_this_process(line: bytes, data: bytes, answer_bytes_max: int) -> bytes:
+    try:
+        decoding.make(line.decode(), data)
+    except decoding.Undecodable as exc:
+        return f"no {exc}\n".encode()
+    return b"ok 0\n"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_picture_larger_than_it_says_is_refused_without_being_decoded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def exploded(*args: object) -> None:
@@ -364,7 +373,9 @@ def test_a_picture_larger_than_it_says_is_refused_without_being_decoded(kind: st
 
     data = smaller_than_it_is(kind)
     assert measure(data)[1:] == (8, 8)
+    assert refusal(data).code == "bad_picture"
     monkeypatch.setattr(Image.Image, "load", exploded)
+    monkeypatch.setattr(decoder, "_exchange", decode_in_this_process)
     assert refusal(data).code == "bad_picture"
 
 
