@@ -258,7 +258,10 @@ def _font_file() -> bytes:
 
 
 def load() -> None:
-    """Reads what is read once. Blocking."""
+    """Reads what is read once, and what Pillow imports when it first writes a format. Blocking."""
+    from PIL import ImageChops, ImageSequence  # noqa: F401
+
+    Image.init()
     _font_file()
 
 

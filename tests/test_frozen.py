@@ -310,7 +310,7 @@ def test_a_daemon_goes_on_when_its_program_is_taken_away(folder: Path, tmp_path:
         shutil.rmtree(tmp_path / "bundle")
         for name in ("png", "webp", "jpeg"):
             answer = front.call("generate_image", prompt="a fox, 狐", output_format=name, include_thumbnail=True)
-            assert not answer.get("isError"), answer
+            assert not answer.get("isError") and any(part["type"] == "image" for part in answer["content"]), answer
         picture = answer["structuredContent"]["images"][0]["path"]
         answer = front.call(
             "edit_image", prompt="bluer", reference_image_path=picture, output_path="blue.png", return_base64=True

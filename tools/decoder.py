@@ -11,6 +11,7 @@ picture is a `BadPicture`; nothing else happens.
 Works on systems with fork; the limit on memory is kept by Linux only.
 """
 
+import array  # noqa: F401  # what `socket` imports when the first descriptor is handed over
 import atexit
 import contextlib
 import importlib.util
@@ -121,9 +122,9 @@ def fitted(data: bytes, width: int, height: int, *, cut: bool) -> Decoded:
 
 
 def load() -> None:
-    """Starts the stem, so that the first picture does not wait for it, and no later one for the program's files."""
-    with contextlib.suppress(OSError):  # said when a picture needs it
-        _stem.start()
+    """Starts the stem and waits until it works: the first picture then finds it, and no later one needs the program's files."""
+    with contextlib.suppress(BadPicture):  # that nothing is no picture; or that there is no stem, which is said when it is needed
+        prove(b"", Measured("png", 1, 1))
 
 
 def _insist(data: bytes, expected: Measured) -> bytes:
@@ -246,6 +247,8 @@ def command() -> list[str]:
 
 def serve() -> int:
     """The stem: forks once for every connection that arrives on descriptor 0, until that is closed. The exit status."""
+    import resource  # noqa: F401  # for `confine`, where nothing can be opened any more
+
     from tools import pixels
 
     pixels.load()
