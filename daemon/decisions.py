@@ -4,9 +4,10 @@ Rule: no clock, no chance, no disk in here; ids and texts come from outside. `NO
 nothing to say, `Refused` means no. Where a job has moved on since the caller looked, the decision looks again.
 """
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from daemon import budgets
 from daemon.errors import AlreadyOrdered, Refused
@@ -33,7 +34,7 @@ from eventlog.events import (
     WordsForgotten,
 )
 from eventlog.jobs import Job, JobBoard, Stage
-from eventlog.values import Account, Billed, Caps, JobId, JobState, Words
+from eventlog.values import Account, Billed, Caps, Client, JobId, JobState, Words
 
 PENDING_JOBS_MAX = 500  # a runaway agent is stopped here; no person waits for five hundred pictures
 
@@ -155,18 +156,44 @@ def insist_on_over(job: Job) -> None:
         )
 
 
-def plan(board: JobBoard, running_max: Callable[[Account], int]) -> tuple[JobId, ...]:
-    """The pending jobs that may start now, oldest first. `running_max` is 0 for an account without a key."""
-    running: dict[Account, int] = {}
-    for job in board:
-        if job.state is JobState.RUNNING:
-            running[job.account] = running.get(job.account, 0) + 1
-    startable = []
-    for job in board:
-        if job.state is JobState.PENDING and running.get(job.account, 0) < running_max(job.account):
-            running[job.account] = running.get(job.account, 0) + 1
-            startable.append(job.id)
+class Places(Protocol):
+    """How many jobs may run at once: of one account - 0 for one that has to wait - and in all."""
+
+    def running_max(self, account: Account, /) -> int: ...
+
+    @property
+    def total_max(self) -> int: ...
+
+
+def plan(board: JobBoard, places: Places, served: Sequence[Client]) -> tuple[Job, ...]:
+    """The pending jobs that may start now: by turns those of each client, and of each client the oldest first.
+
+    `served` are clients in the order in which their last job was started; whoever is not among them comes first. What
+    runs of an account that has to wait takes no place in the whole.
+    """
+    running = Counter(job.account for job in board if job.state is JobState.RUNNING)
+    total = sum(count for account, count in running.items() if places.running_max(account))
+    turns = list(served)
+    waiting = [job for job in board if job.state is JobState.PENDING]
+    startable: list[Job] = []
+    while total < places.total_max:
+        ready = [job for job in waiting if running[job.account] < places.running_max(job.account)]
+        if not ready:
+            break
+        chosen = min(ready, key=lambda job: turns.index(job.client) if job.client in turns else -1)
+        startable.append(chosen)
+        waiting.remove(chosen)
+        take_turn(turns, chosen.client)
+        running[chosen.account] += 1
+        total += 1
     return tuple(startable)
+
+
+def take_turn(turns: list[Client], client: Client) -> None:
+    """Now it is the last that was served."""
+    if client in turns:
+        turns.remove(client)
+    turns.append(client)
 
 
 def start_job(job_id: JobId) -> Decision:
@@ -174,10 +201,12 @@ def start_job(job_id: JobId) -> Decision:
     return _if_stage(job_id, {Stage.REQUESTED: lambda job: Facts((JobStarted(job=job.id),))})
 
 
-def start_attempt(started: AttemptStarted) -> Decision:
+def start_attempt(started: AttemptStarted, attempts_max: int) -> Decision:
+    """Nothing if it is not wanted any more, or while so many attempts of all jobs together are under way."""
+
     def decide(views: Views) -> Facts:
         job = _live(views, started.job)
-        if job.cancel_requested:
+        if job.cancel_requested or sum(other.stage is Stage.ATTEMPTING for other in views.board) >= attempts_max:
             return NOTHING
         return Facts((started,))
 

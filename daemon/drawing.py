@@ -156,6 +156,8 @@ def _progress(house: House, job: Job, seconds: float) -> str:
     match job.stage:
         case Stage.REQUESTED | Stage.STARTED if not house.keyring.can_draw(job.account):
             return "waiting for an API key"
+        case Stage.REQUESTED | Stage.STARTED if (pause := house.keyring.governor.paused(job.account)) is not None:
+            return f"waiting until {results.time(pause.resumes_at)}: {pause.why}"
         case Stage.REQUESTED:
             return "waiting for a free place"
         case Stage.STARTED if job.retry_at is not None:

@@ -1,12 +1,15 @@
-"""The API keys of the sessions that came by, in memory only, and how many pictures each account may draw at once.
+"""The API keys of the sessions that came by, in memory only, and how much each account may ask at once.
 
 Rule: a job is drawn with the key of its own account or not at all; it never falls back to another.
 """
 
+from datetime import UTC, datetime
+
 from daemon.config import Secret, Settings
+from daemon.governor import Governor
 from eventlog.values import Account
 
-RUNNING_MAX_DEFAULT = 4  # images per minute start at 5 for the lowest tier of organisations
+RUNNING_MAX_DEFAULT = 4  # of one account, and of all together; images per minute start at 5 for the lowest tier
 
 
 class Keyring:
@@ -15,6 +18,7 @@ class Keyring:
     def __init__(self) -> None:
         self._keys: dict[Account, Secret] = {}
         self._running_max: dict[Account, int] = {}
+        self.governor = Governor(lambda: datetime.now(UTC))
 
     def admit(self, settings: Settings) -> bool:
         """True if waiting jobs may now be able to start."""
@@ -33,5 +37,12 @@ class Keyring:
         return account.backend == "offline" or account in self._keys
 
     def running_max(self, account: Account) -> int:
-        """0 for an account whose key no session has brought since the daemon started."""
-        return self._running_max.get(account, RUNNING_MAX_DEFAULT) if self.can_draw(account) else 0
+        """0 for an account whose key no session has brought since the daemon started, or that OpenAI asked to wait."""
+        if not self.can_draw(account) or self.governor.paused(account):
+            return 0
+        return self._running_max.get(account, RUNNING_MAX_DEFAULT)
+
+    @property
+    def total_max(self) -> int:
+        """Of all accounts together: 4, or as many as one of them was allowed."""
+        return max((RUNNING_MAX_DEFAULT, *self._running_max.values()))

@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
+from daemon.daemon_state import Status
 from daemon.operations import OPERATIONS, Operation
 from daemon.replies import JSON, PROBLEM
-from daemon.results import Status
 from daemon.version import VERSION
 
 _REF = "#/components/schemas/{name}"

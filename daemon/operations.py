@@ -14,6 +14,7 @@ import msgspec
 
 from daemon import arguments, decisions, drawing, forgetting, importing, lost_jobs, money, questions, results
 from daemon.arguments import Arguments
+from daemon.daemon_state import Status, Stopping
 from daemon.errors import Refused
 from daemon.house import House
 from daemon.request_words import words_of
@@ -103,7 +104,7 @@ async def answer(house: House, caller: Caller, name: str, given: Mapping[str, An
 async def stop_daemon(house: House, caller: Caller, asked: arguments.Stop) -> Answer:
     running = sum(job.state is JobState.RUNNING for job in house.ledger.board)
     house.ending.want(asked.reason)
-    return Answer(results.Stopping(message=f"imaged is stopping; {running} running jobs get a moment to end."))
+    return Answer(Stopping(message=f"imaged is stopping; {running} running jobs get a moment to end."))
 
 
 _COSTS = (
@@ -357,7 +358,7 @@ OPERATIONS: Mapping[str, Operation] = {
             title="Show the daemon's status",
             description="Version, process, jobs, sessions and the log's head. Free, changes nothing.",
             arguments=arguments.NoArguments,
-            result=results.Status,
+            result=Status,
             ask=questions.get_status,
             for_people=True,
         ),
@@ -366,7 +367,7 @@ OPERATIONS: Mapping[str, Operation] = {
             title="Stop the daemon",
             description="Closes the doors, lets running jobs end and stops the daemon.",
             arguments=arguments.Stop,
-            result=results.Stopping,
+            result=Stopping,
             ask=stop_daemon,
             read_only=False,
             for_people=True,

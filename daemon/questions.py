@@ -11,6 +11,7 @@ import msgspec
 import trio
 
 from daemon import arguments, importing, results, telling
+from daemon.daemon_state import Pause, Status
 from daemon.errors import Refused
 from daemon.house import House
 from daemon.results import Answer
@@ -98,7 +99,7 @@ async def get_status(house: House, caller: Caller, asked: arguments.NoArguments)
     await house.ledger.settled()
     states = [job.state for job in house.ledger.board]
     return Answer(
-        results.Status(
+        Status(
             software=VERSION,
             pid=os.getpid(),
             home=str(house.places.home),
@@ -110,6 +111,10 @@ async def get_status(house: House, caller: Caller, asked: arguments.NoArguments)
             sessions=house.sessions,
             log_full=house.log.full,
             index_stale=house.index.stale,
+            waiting_keys=tuple(
+                Pause(key=account.key, until=results.time(pause.resumes_at), reason=pause.why)
+                for account, pause in house.keyring.governor.all_paused().items()
+            ),
         )
     )
 

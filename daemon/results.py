@@ -212,24 +212,6 @@ class ImageMetadata(Result, frozen=True, kw_only=True):
     history: JobSummary | None = None
 
 
-class Status(Result, frozen=True, kw_only=True):
-    software: str
-    pid: int
-    home: str
-    started_at: str
-    log_position: int
-    head_hash: str
-    jobs_pending: int
-    jobs_running: int
-    sessions: int
-    log_full: bool
-    index_stale: bool
-
-
-class Stopping(Result, frozen=True, kw_only=True):
-    message: str
-
-
 def summary(job: Job) -> JobSummary:
     return JobSummary(
         job_id=job.id,

@@ -60,11 +60,12 @@ async def tell(
 
 
 def report(house: House, job: Job, warnings: tuple[str, ...] = ()) -> JobReport:
-    waits_for_key = (
-        not job.state.is_over and job.stage in (Stage.REQUESTED, Stage.STARTED) and not house.keyring.can_draw(job.account)
-    )
+    waits = not job.state.is_over and job.stage in (Stage.REQUESTED, Stage.STARTED)
+    pause = house.keyring.governor.paused(job.account)
     message = ""
-    if waits_for_key:
+    if waits and pause is not None:
+        message = f"Waiting until {results.time(pause.resumes_at)}, as all pictures of this key do: {pause.why}"
+    if waits and not house.keyring.can_draw(job.account):
         message = (
             f"Waiting for an API key: no client has brought the one with the fingerprint {job.account.key} since the daemon "
             "started. Start the client that ordered it, or any command with that key; nothing has been spent yet."

@@ -1,5 +1,6 @@
 """The readable twin of every result: plain lines, the most wanted first."""
 
+from daemon.daemon_state import Status, Stopping
 from daemon.forgetting import Forgotten
 from daemon.money import ModelFacts, ModelList, SpendingReport, Spent
 from daemon.results import (
@@ -12,8 +13,6 @@ from daemon.results import (
     JobsNow,
     JobSummary,
     Result,
-    Status,
-    Stopping,
 )
 from eventlog.audit import harmless
 from eventlog.values import MicroUSD
@@ -195,6 +194,7 @@ def _status(status: Status) -> str:
         f"Jobs: {status.jobs_running} running, {status.jobs_pending} waiting; sessions: {status.sessions}",
         f"Log: position {status.log_position}, head {status.head_hash}",
     ]
+    lines += [f"The key {pause.key} waits until {pause.until}: {pause.reason}" for pause in status.waiting_keys]
     if status.log_full:
         lines.append("The disk of the event log is full: no new picture is started until there is room.")
     if status.index_stale:

@@ -24,7 +24,7 @@ from eventlog.disk import Disk
 from eventlog.events import AttemptFailed, AttemptStarted, JobCompleted, ReplyReceived
 from eventlog.jobs import Job, Stage
 from eventlog.values import Cost, ImageFile, JobId, Picture, Words, digest
-from tools import metadata, openai_api, pricing, svg
+from tools import metadata, openai_api, pricing, rate_limits, svg
 from tools.errors import FileFailed, Refused
 from tools.files import OutputRoot, Store
 from tools.names import OutputName
@@ -92,8 +92,8 @@ class Worker:
                 case Stage.STARTED if job.puts_what_was_kept:
                     await self._finish(job, resumed=resumed)
                 case Stage.STARTED:
-                    if resumed and job.retry_at is not None:  # the daemon before this one had been told to wait
-                        await trio.sleep(max(0.0, (job.retry_at - datetime.now(UTC)).total_seconds()))
+                    if resumed:  # the daemon before this one had perhaps been told to wait
+                        await trio.sleep(seconds_left(job, datetime.now(UTC)))
                     await self._attempt(job, give_up_at)
                 case Stage.REPLIED:
                     await self._finish(job, resumed=resumed)
@@ -102,8 +102,8 @@ class Worker:
             resumed = False
 
     async def _attempt(self, job: Job, give_up_at: float) -> None:
-        while not self._keyring.can_draw(job.account):  # after a restart, until a session brings the key again
-            await self._ledger.wait_beyond(self._ledger.position)
+        if not await self._may_ask(job, give_up_at):
+            return
         attempt = job.attempts + 1
         try:
             request = await self._run_blocking(partial(self._build, job))
@@ -117,8 +117,8 @@ class Worker:
             client_request_id=f"imaged-{job.id}-{attempt}",
             body_sha256=digest(request.body),
         )
-        if not await self._ledger.record(decisions.start_attempt(started)):
-            await trio.sleep_forever()  # unwanted meanwhile; `_stop_when_unwanted` ends us
+        while not await self._ledger.record(decisions.start_attempt(started, self._keyring.total_max)):
+            await self._ledger.wait_beyond(self._ledger.position)  # no place; or unwanted, and `_stop_when_unwanted` ends us
         key = self._keyring.key(job.account)
         outcome = await self._courier.send(request, job.account, key, started.client_request_id)
         # Shielded, as all that follows except for the waiting: the answer is here and may be paid for, so no stop reaches
@@ -130,10 +130,28 @@ class Worker:
             return
         with trio.CancelScope(shield=True):
             wait = _seconds_until_next(answer, attempt)
+            if wait is not None and answer.code == "rate_limited":
+                self._keyring.governor.pause(job.account, wait, answer.message)
             final = wait is None or trio.current_time() + wait > give_up_at
             await self._ledger.record(await self._failed(job, attempt, answer, None if final else wait))
         if wait is not None and not final:
             await trio.sleep(wait)
+
+    async def _may_ask(self, job: Job, give_up_at: float) -> bool:
+        """Waits for the key, and for as long as OpenAI wants to be left alone by it. False if that ended the job."""
+        while True:
+            seen = self._ledger.position
+            pause = self._keyring.governor.paused(job.account)
+            if not self._keyring.can_draw(job.account):  # after a restart, until a session brings the key again
+                await self._ledger.wait_beyond(seen)
+            elif pause is None:
+                return True
+            elif pause.until > give_up_at:
+                sentence = f"{pause.why} That lasts until {pause.resumes_at:%Y-%m-%dT%H:%MZ}, which is longer than a job waits."
+                await self._ledger.record(decisions.fail_job(job.id, "rate_limited", "no", sentence))
+                return False
+            else:
+                await trio.sleep_until(pause.until)
 
     def _build(self, job: Job) -> ApiRequest:
         """Blocking. The sources come from the store, as they were when the picture was ordered."""
@@ -144,6 +162,9 @@ class Worker:
     async def _understand(self, job: Job, outcome: RawReply | Failure) -> Reply | Failure:
         if isinstance(outcome, Failure):
             return outcome
+        if (limit := rate_limits.exhausted(outcome.headers)) is not None:
+            why = f"OpenAI says that nothing is left of this key's limit on {limit.kind} per minute."
+            self._keyring.governor.pause(job.account, limit.seconds, why)
         read = partial(openai_api.read, job.request, outcome.status, outcome.headers, outcome.body)
         return await self._run_blocking(read)
 
@@ -299,6 +320,13 @@ class Worker:
                     )
                 )
         return JobCompleted(job=job.id, images=tuple(images)), Words(salt="", paths=tuple(paths), sidecars=tuple(sidecars))
+
+
+def seconds_left(job: Job, now: datetime) -> float:
+    """Until it asks again. Never longer than it was told to wait, whatever the clock has been set to meanwhile."""
+    if job.retry_at is None:
+        return 0.0
+    return max(0.0, min((job.retry_at - now).total_seconds(), (job.retry_at - job.changed_at).total_seconds()))
 
 
 def _patience(tries: int, give_up_at: float) -> _Patience:

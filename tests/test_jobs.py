@@ -8,7 +8,7 @@ import pytest
 
 from daemon import client
 from daemon.errors import NotRunning
-from tests.program import SECONDS_MAX, Program, running, wait_until
+from tests.program import SECONDS_MAX, Program, Stdio, running, wait_until
 from tests.standin import Behaviour, Request, StandIn, draw
 from tests.tools.pictures_for_tests import picture
 
@@ -123,7 +123,10 @@ def test_a_wait_that_the_api_asked_for_outlives_a_restart_and_ends_with_a_cancel
             )
             program.kill()
         with running(tmp_path, **api(standin.url)) as program:
-            assert program.ask("generate_image", prompt="another", quality="low")["result"]["state"] == "completed"
+            with Stdio({**program.environment, **api(standin.url), "OPENAI_API_KEY": "sk-test-another-key-0123456789"}) as other:
+                other.initialize()
+                drawn = other.call("generate_image", prompt="another", quality="low", size="1024x1024")
+            assert drawn["structuredContent"]["state"] == "completed"
             assert len(standin.requests) == 2
             cancelled = program.ask("cancel_job", job_id=job_id)["result"]
             assert (cancelled["state"], cancelled["retry_at"], cancelled["next_step"]) == ("cancelled", None, "")

@@ -1,8 +1,11 @@
 """The rules, one by one, without a disk or a clock."""
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import pytest
+from msgspec import structs
 
 from daemon import decisions
 from daemon.decisions import PENDING_JOBS_MAX, Terms
@@ -72,12 +75,16 @@ def test_a_queue_without_end_is_refused() -> None:
     assert caught.value.code == "too_many_jobs"
 
 
-def limits(**by_key: int) -> object:
-    return lambda account: by_key.get(account.key or "offline", 0)
+class Places(NamedTuple):
+    by_key: Mapping[str, int]
+    total_max: int
+
+    def running_max(self, account: Account, /) -> int:
+        return self.by_key.get(account.key or "offline", 0)
 
 
-def plan(facts: list[JobEvent], **by_key: int) -> tuple[str, ...]:
-    return decisions.plan(views(*facts).board, limits(**by_key))  # type: ignore[arg-type]
+def plan(facts: list[JobEvent], total: int = 100, served: Sequence[Client] = (), **by_key: int) -> tuple[str, ...]:
+    return tuple(job.id for job in decisions.plan(views(*facts).board, Places(by_key, total), served))
 
 
 def test_pending_jobs_start_oldest_first_while_their_account_has_room() -> None:
@@ -90,6 +97,30 @@ def test_pending_jobs_start_oldest_first_while_their_account_has_room() -> None:
 def test_one_account_does_not_wait_for_another_and_one_without_a_key_for_ever() -> None:
     facts: list[JobEvent] = [fakes.requested("a", PAYING), fakes.requested("b", OTHER), fakes.requested("c", OFFLINE)]
     assert plan(facts, offline=1, ffffffffffff=1) == ("b", "c")
+
+
+def test_all_accounts_together_have_a_limit_in_which_one_that_waits_takes_no_place() -> None:
+    facts: list[JobEvent] = [
+        fakes.requested("a", PAYING),
+        fakes.started("a"),
+        fakes.requested("b", OTHER),
+        fakes.requested("c", OTHER),
+    ]
+    assert plan(facts, total=2, ffffffffffff=4, **{PAYING.key: 1}) == ("b",)
+    assert plan(facts, total=2, ffffffffffff=4, **{PAYING.key: 0}) == ("b", "c")
+
+
+def ordered_by(client: str, *jobs: str) -> list[JobEvent]:
+    return [structs.replace(fakes.requested(job, OFFLINE), client=Client(name=client)) for job in jobs]
+
+
+def test_clients_take_turns_however_much_one_of_them_has_ordered() -> None:
+    facts = [*ordered_by("loud", "a", "b", "c", "d"), *ordered_by("quiet", "e", "f")]
+    assert plan(facts, offline=4) == ("a", "e", "b", "f")
+    assert plan(facts, offline=1, served=[Client(name="loud")]) == ("e",)
+    assert plan(facts, offline=1, served=[Client(name="quiet"), Client(name="loud")]) == ("e",)
+    assert plan(facts, offline=1, served=[Client(name="loud"), Client(name="quiet")]) == ("a",)
+    assert plan([*facts, *ordered_by("new", "g")], offline=1, served=[Client(name="loud"), Client(name="quiet")]) == ("g",)
 
 
 @pytest.mark.parametrize("ending", [fakes.completed, fakes.failed])
@@ -105,8 +136,15 @@ def test_a_job_that_was_cancelled_while_it_waited_is_not_started() -> None:
 
 def test_no_attempt_starts_for_a_job_that_is_unwanted() -> None:
     facts = (fakes.requested("a"), fakes.started("a"))
-    assert decided(decisions.start_attempt(fakes.attempt("a")), *facts)
-    assert decided(decisions.start_attempt(fakes.attempt("a")), *facts, fakes.cancel_requested("a")) == ()
+    assert decided(decisions.start_attempt(fakes.attempt("a"), 1), *facts)
+    assert decided(decisions.start_attempt(fakes.attempt("a"), 1), *facts, fakes.cancel_requested("a")) == ()
+
+
+def test_an_attempt_waits_while_as_many_as_may_are_under_way() -> None:
+    facts = [fakes.requested("b"), fakes.started("b"), *in_attempt("a")]
+    assert decided(decisions.start_attempt(fakes.attempt("b"), 1), *facts) == ()
+    assert decided(decisions.start_attempt(fakes.attempt("b"), 2), *facts)
+    assert decided(decisions.start_attempt(fakes.attempt("b"), 1), *facts, fakes.reply("a"))
 
 
 def failure(billed: str, *, final: bool) -> Facts:
