@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from daemon import bridge, budgets
+from daemon import bridge, budgets, pace
 from daemon.errors import BadConfiguration
+from daemon.pace import Pace
 from eventlog.values import Account, Backend, Caps, Embedding, MicroUSD
 from tools import pricing
 from tools.models import catalogue
@@ -25,6 +26,9 @@ OPENAI_URL = "https://api.openai.com/v1"
 DEFAULT_MODEL = catalogue().default
 
 CONCURRENT_MAX = 64  # more pictures at once than any published rate limit serves
+PICTURES_PER_MINUTE = 30  # what an agent draws on purpose in a minute is less; at the dearest it is some five dollars
+SAME_PROMPT_PER_HOUR = 10
+PACE_MAX = 10_000  # of either; as many as are remembered
 SYNC_WAIT_SECONDS_MAX = 3600.0
 INLINE_BYTES_MAX = 8_000_000  # the TypeScript SDK closes a connection on a message of more than 10 MiB
 IDLE_EXIT_SECONDS_MAX = 30 * 86400.0
@@ -84,6 +88,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     inline_bytes_max: int
     idle_exit_seconds: float
     caps: Caps = Caps()
+    pace: Pace = Pace()
     old_history: tuple[Path, ...] = ()  # where the earlier program's database may be, the likeliest place first
 
     @property
@@ -125,6 +130,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             inline_bytes_max=int(_number(values, "IMAGED_INLINE_BYTES_MAX", 700_000, 10_000, INLINE_BYTES_MAX, whole=True)),
             idle_exit_seconds=_number(values, "IMAGED_IDLE_EXIT_SECONDS", 900, 0, IDLE_EXIT_SECONDS_MAX),
             caps=_caps(values),
+            pace=_pace(values),
             old_history=_old_history(values.get("HISTORY_DB_PATH", ""), output_dir, home_dir),
         )
 
@@ -294,6 +300,13 @@ def _embedding(values: Mapping[str, str]) -> Embedding:
 
 def _caps(values: Mapping[str, str]) -> Caps:
     return Caps(call=_dollars(values, budgets.CALL), day=_dollars(values, budgets.DAY), month=_dollars(values, budgets.MONTH))
+
+
+def _pace(values: Mapping[str, str]) -> Pace:
+    return Pace(
+        pictures_per_minute=int(_number(values, pace.PER_MINUTE, PICTURES_PER_MINUTE, 0, PACE_MAX, whole=True)),
+        same_prompt_per_hour=int(_number(values, pace.SAME_PROMPT, SAME_PROMPT_PER_HOUR, 0, PACE_MAX, whole=True)),
+    )
 
 
 def _dollars(values: Mapping[str, str], name: str) -> MicroUSD | None:

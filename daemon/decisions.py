@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
-from daemon import budgets
+from daemon import budgets, pace
 from daemon.errors import AlreadyOrdered, Refused
 from daemon.ledger import NOTHING, Decision, Facts, Views
+from daemon.pace import Pace
 from daemon.untold import Untold
 from eventlog.events import (
     AttemptFailed,
@@ -67,6 +68,7 @@ class Terms(NamedTuple):
     untold: Untold | None = None
     caps: Caps = Caps()
     caps_known: Caps = Caps()
+    pace: Pace = Pace()
 
 
 def request_job(received: RequestReceived, requested: JobRequested, words: Words, terms: Terms) -> Decision:
@@ -81,6 +83,8 @@ def request_job(received: RequestReceived, requested: JobRequested, words: Words
         if untold is not None and (same := untold.find(views.board, requested, words)) is not None:
             raise AlreadyOrdered(same)
         if requested.account.backend != "offline":
+            if received.door == "mcp" and not requested.kept:
+                pace.insist(terms.pace, views.recent, requested, words, terms.now)
             budgets.insist_on_room(terms.caps, views.spending, requested.estimate.high, terms.now)
         if views.log_full:
             raise Refused(

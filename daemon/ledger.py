@@ -25,6 +25,7 @@ from eventlog.framing import Draft, draft
 from eventlog.index import Index
 from eventlog.jobs import JobBoard
 from eventlog.log import EventLog
+from eventlog.recent import RecentOrders
 from eventlog.segments import Located
 from eventlog.spending import Spending
 from eventlog.values import Position, Words
@@ -46,6 +47,7 @@ class Views(NamedTuple):
 
     board: JobBoard
     spending: Spending
+    recent: RecentOrders
     log_full: bool = False
 
 
@@ -79,6 +81,7 @@ class Ledger:
         self._run_blocking = run_blocking
         self.board = JobBoard(index.board)
         self.spending = index.spending.copy()
+        self.recent = RecentOrders()
         self.position = log.head.position
         self._durable = log.head.position
         self._demanded = log.head.position
@@ -110,7 +113,7 @@ class Ledger:
         Raises:
             Refused: by the decision.
         """
-        decide(Views(self.board, self.spending, self._log.full))
+        decide(self._views())
 
     async def post(self, decide: Decision) -> None:
         """Like `record`, but the fact rides along with the next sync and nobody waits for it."""
@@ -179,7 +182,7 @@ class Ledger:
 
     def _accept(self, decide: Decision) -> Facts:
         self._raise_if_broken()
-        facts = decide(Views(self.board, self.spending, self._log.full))
+        facts = decide(self._views())
         if not facts.events:
             return facts
         words = facts.words and msgspec.structs.replace(facts.words, salt=self._salt())
@@ -187,10 +190,14 @@ class Ledger:
         line = draft(commit)  # what cannot be written fails here, before anything has changed
         self.board.apply(commit)
         self.spending.apply(commit)
+        self.recent.apply(commit)
         self.position = commit.position
         self._pending.append((commit, line))
         self.wake()
         return facts
+
+    def _views(self) -> Views:
+        return Views(self.board, self.spending, self.recent, self._log.full)
 
     async def _write(self) -> None:
         # Shielded: last words of cancelled jobs must reach the disk. Bounded by `_closing` and what is then pending.

@@ -136,8 +136,10 @@ async def rehearse(house: House, caller: Caller, received: RequestReceived, word
     """
     placing, snapshot = await _placing(house, caller, wanted)
     requested, warnings = await _checked(house, caller, placing)
-    terms = decisions.Terms(house.now(), caps=caller.session.settings.caps)
-    house.ledger.consider(decisions.request_job(received, requested, words, terms))
+    settings = caller.session.settings
+    terms = decisions.Terms(house.now(), caps=settings.caps, pace=settings.pace)
+    would_say = msgspec.structs.replace(words, prompt=placing.prompt)
+    house.ledger.consider(decisions.request_job(received, requested, would_say, terms))
     said = {"prompt": placing.prompt, "output_path": placing.output_path}
     arguments = {**words.arguments, **{name: msgspec.Raw(msgspec.json.encode(text)) for name, text in said.items()}}
     await house.ledger.post(decisions.receive_request(received, msgspec.structs.replace(words, arguments=arguments)))
@@ -243,6 +245,7 @@ async def place(
         untold=None if placing.again else house.untold,
         caps=settings.caps,
         caps_known=house.caps_known.get(caller.client.name, Caps()),
+        pace=settings.pace,
     )
     try:
         await house.ledger.record(decisions.request_job(received, requested, words, terms))

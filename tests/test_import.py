@@ -31,6 +31,7 @@ from eventlog.audit import verify
 from eventlog.events import Commit, HistoryImported
 from eventlog.history import GenerationQuery, History
 from eventlog.jobs import Job, JobBoard
+from eventlog.recent import RecentOrders
 from eventlog.segments import read_log
 from eventlog.spending import Spending
 from eventlog.values import Cost, ImageRequest, JobId, MicroUSD, Position, Words
@@ -404,12 +405,12 @@ def test_a_generation_is_recorded_once_and_on_a_full_disk_not_at_all() -> None:
     decide = decisions.import_generation(imported, Words(salt=""))
     board = JobBoard()
     with pytest.raises(Refused, match="disk that holds the event log is full") as refused:
-        decide(Views(board, Spending(), log_full=True))
+        decide(Views(board, Spending(), RecentOrders(), log_full=True))
     assert refused.value.code == "no_space"
-    facts = decide(Views(board, Spending()))
+    facts = decide(Views(board, Spending(), RecentOrders()))
     assert facts.events == (imported,)
     board.apply(Commit(position=Position(1), at=OLD_DAYS, events=facts.events, words=facts.words))
-    assert decide(Views(board, Spending())) == NOTHING
+    assert decide(Views(board, Spending(), RecentOrders())) == NOTHING
 
 
 def test_a_row_that_names_the_database_itself_does_no_harm(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from eventlog.events import (
     RequestReceived,
 )
 from eventlog.jobs import JobBoard
+from eventlog.recent import RecentOrders
 from eventlog.spending import Spending
 from eventlog.values import Account, Client, JobId, Position, Words
 from tests.daemon import fakes
@@ -34,12 +35,13 @@ ASKED = RequestReceived(operation="generate_image", door="mcp", client=Client(na
 
 
 def views(*facts: JobEvent, full: bool = False) -> Views:
-    board, spending = JobBoard(), Spending()
+    board, spending, recent = JobBoard(), Spending(), RecentOrders()
     for number, fact in enumerate(facts, start=1):
         commit = Commit(position=Position(number), at=datetime(2026, 11, 22, tzinfo=UTC), events=(fact,))
         board.apply(commit)
         spending.apply(commit)
-    return Views(board, spending, full)
+        recent.apply(commit)
+    return Views(board, spending, recent, full)
 
 
 def decided(decision: Decision, *facts: JobEvent, full: bool = False) -> tuple[object, ...]:
