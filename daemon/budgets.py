@@ -14,6 +14,7 @@ from eventlog.values import Caps, MicroUSD
 from tools import pricing
 
 CALL, DAY, MONTH = "IMAGED_BUDGET_CALL_USD", "IMAGED_BUDGET_DAY_USD", "IMAGED_BUDGET_MONTH_USD"
+CONFIRM = "IMAGED_CONFIRM_USD"
 
 
 class Budget(NamedTuple):
@@ -72,6 +73,14 @@ def insist_on_room(caps: Caps, spending: Spending, high: MicroUSD | None, now: d
             )
 
 
+def needs_approval(caps: Caps, high: MicroUSD | None) -> str:
+    """What to ask a person about an order that may cost as much as `high`; empty if nobody needs to be asked."""
+    if caps.confirm is None or (high is not None and high <= caps.confirm):
+        return ""
+    much = "an amount that nobody has published" if high is None else f"up to {pricing.show(high)}"
+    return f"This may cost {much}, and above {pricing.show(caps.confirm)} ({CONFIRM}) you want to be asked."
+
+
 def strictest(*all_caps: Caps) -> Caps:
     """Of each kind the lowest."""
 
@@ -82,6 +91,7 @@ def strictest(*all_caps: Caps) -> Caps:
         call=lowest(*(caps.call for caps in all_caps)),
         day=lowest(*(caps.day for caps in all_caps)),
         month=lowest(*(caps.month for caps in all_caps)),
+        confirm=lowest(*(caps.confirm for caps in all_caps)),
     )
 
 

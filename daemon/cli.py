@@ -37,7 +37,7 @@ from tools.errors import FileFailed
 GROUPS: Mapping[str, Sequence[str]] = {
     "Draw": ("generate", "edit", "transform", "batch"),
     "Look": ("history", "show", "open", "events"),
-    "Jobs and money": ("jobs", "spending", "models"),
+    "Jobs and money": ("jobs", "approve", "spending", "models"),
     "Prove and forget": ("audit", "forget", "import-history"),
     "Daemon and set-up": ("status", "stop", "serve", "mcp", "setup", "doctor", "completion", "demo"),
 }
@@ -156,6 +156,7 @@ def _parser() -> Parser:
     cli_history.add(commands)
     cli_events.add(commands)
     cli_jobs.add(commands)
+    cli_jobs.add_approve(commands)
     cli_money.add(commands)
     cli_audit.add(cast("argparse._SubParsersAction[argparse.ArgumentParser]", commands))
     cli_daemon.add_forgetting(commands)

@@ -5,6 +5,7 @@ status is what they have in common, or that they have not.
 """
 
 import argparse
+import sys
 from typing import TYPE_CHECKING, get_args
 
 from daemon import cli_exits as exits
@@ -120,6 +121,30 @@ def resolve(asked: argparse.Namespace) -> int:
     amount = {} if asked.amount is None else {"amount_usd": asked.amount}
     tell("resolve_job", as_json=asked.json, job_id=asked.job, outcome=asked.outcome, **amount)
     return exits.OK
+
+
+def approve(asked: argparse.Namespace) -> int:
+    """Say yes to a picture above IMAGED_CONFIRM_USD."""
+    from daemon.cli_connection import ask, connected
+    from daemon.cli_terminal import out, say
+    from daemon.errors import Refused
+
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise Refused("Only a person at a terminal can approve an order; run this command in one.", code="bad_arguments")
+    with connected() as connection:
+        out(str(ask(connection, "approve_order", code=asked.code)["result"]["question"]))
+        say("Draw it? Type yes:")
+        if sys.stdin.readline().strip().lower() != "yes":
+            say("Not approved; nothing is drawn.")
+            return exits.FAILED
+        ask(connection, "approve_order", code=asked.code, approve=True)
+    say("Approved: ask for the same picture again now, and it is drawn.")
+    return exits.OK
+
+
+def add_approve(commands: "Commands") -> None:
+    parser = add_command(commands, "approve CODE", approve, "approve 3f9c2a7151d0b8e6")
+    parser.add_argument("code", metavar="CODE", help="what the refusal named")
 
 
 def add(commands: "Commands") -> None:

@@ -299,7 +299,12 @@ def _embedding(values: Mapping[str, str]) -> Embedding:
 
 
 def _caps(values: Mapping[str, str]) -> Caps:
-    return Caps(call=_dollars(values, budgets.CALL), day=_dollars(values, budgets.DAY), month=_dollars(values, budgets.MONTH))
+    return Caps(
+        call=_dollars(values, budgets.CALL),
+        day=_dollars(values, budgets.DAY),
+        month=_dollars(values, budgets.MONTH),
+        confirm=_dollars(values, budgets.CONFIRM),
+    )
 
 
 def _pace(values: Mapping[str, str]) -> Pace:

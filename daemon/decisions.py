@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import NamedTuple, Protocol
 
 from daemon import budgets, pace
-from daemon.errors import AlreadyOrdered, Refused
+from daemon.errors import AlreadyOrdered, Refused, Unapproved
 from daemon.ledger import NOTHING, Decision, Facts, Views
 from daemon.pace import Pace
 from daemon.untold import Untold
@@ -76,6 +76,7 @@ def request_job(received: RequestReceived, requested: JobRequested, words: Words
 
     Raises:
         AlreadyOrdered
+        Unapproved
     """
 
     def decide(views: Views) -> Facts:
@@ -86,6 +87,8 @@ def request_job(received: RequestReceived, requested: JobRequested, words: Words
             if received.door == "mcp" and not requested.kept:
                 pace.insist(terms.pace, views.recent, requested, words, terms.now)
             budgets.insist_on_room(terms.caps, views.spending, requested.estimate.high, terms.now)
+            if not requested.approved_by and (question := budgets.needs_approval(terms.caps, requested.estimate.high)):
+                raise Unapproved(question)
         if views.log_full:
             raise Refused(
                 "The disk that holds the event log is full, so no new picture is started. Free some space and ask again.",

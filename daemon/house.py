@@ -9,6 +9,7 @@ from pathlib import Path
 
 import trio
 
+from daemon.approvals import Approvals
 from daemon.config import Places
 from daemon.ending import Closing, Ending
 from daemon.keyring import Keyring
@@ -66,6 +67,7 @@ class House:
     conversed_at: float = -math.inf
     keyed_orders: trio.Lock = field(default_factory=trio.Lock)
     untold: Untold = field(default_factory=Untold)
+    approvals: Approvals = field(default_factory=Approvals)
     caps_known: dict[str, Caps] = field(default_factory=dict)
     vetting: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(decoder.AT_ONCE_MAX))
     desk: ImportDesk = field(default_factory=ImportDesk)

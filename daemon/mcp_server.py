@@ -6,6 +6,8 @@ because real clients probe and then fall back.
 """
 
 import base64
+import dataclasses
+import hmac
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -39,9 +41,13 @@ from mcp_types import (
     CompleteResult,
     Completion,
     ContentBlock,
+    ElicitRequest,
+    ElicitRequestFormParams,
+    ElicitResult,
     GetPromptRequestParams,
     GetPromptResult,
     ImageContent,
+    InputRequiredResult,
     JSONRPCError,
     JSONRPCRequest,
     JSONRPCResponse,
@@ -76,7 +82,7 @@ from daemon.lines import LineReader, Reject
 from daemon.operations import OPERATIONS, Operation, Refusal
 from daemon.request_words import words_of
 from daemon.results import Answer, JobReport
-from daemon.session import Caller, Session, client_named
+from daemon.session import AskPerson, Caller, PersonAsked, Session, client_named
 from daemon.version import VERSION
 from eventlog.errors import EventLogError, IndexUnavailable
 from eventlog.events import RequestReceived
@@ -90,6 +96,13 @@ LAST_ANSWERS_SECONDS_MAX = 1.5  # after the client closed its side; clients wait
 TOO_MANY_REQUESTS = 1429  # outside the range that JSON-RPC and MCP keep for themselves
 RESOURCE_NOT_FOUND = -32002  # until 2025-11-25; later versions say INVALID_PARAMS
 RESOURCE_LINKS_FROM = "2025-06-18"  # older clients do not know this kind of content and may refuse the whole answer
+PERSON_SECONDS_MAX = 300.0  # to answer a question; then the call is refused, and says how to approve at a terminal
+APPROVAL = "approval"
+YES_OR_NO = {
+    "type": "object",
+    "properties": {"draw": {"type": "boolean", "title": "Draw it", "description": "Yes: it is drawn and paid for."}},
+    "required": ["draw"],
+}
 UNCHANGING_MS = 3_600_000  # for what is the same until another version is installed
 
 INSTRUCTIONS = (
@@ -327,19 +340,55 @@ async def _list_tools(ctx: "ServerRequestContext[House]", params: PaginatedReque
     return ListToolsResult(tools=list(tools()))
 
 
-async def _call_tool(ctx: "ServerRequestContext[House]", params: CallToolRequestParams) -> CallToolResult:
+async def _call_tool(ctx: "ServerRequestContext[House]", params: CallToolRequestParams) -> CallToolResult | InputRequiredResult:
     operation = OPERATIONS.get(params.name)
     if operation is None or operation.for_people:
         known = ", ".join(tool.name for tool in tools())
         raise MCPError(code=INVALID_PARAMS, message=f"There is no tool {params.name[:64]!r}; there are {known}.")
     with _refusals_as_errors(ctx):
-        answer = await operations.answer(ctx.lifespan_context, _caller(ctx), params.name, params.arguments or {})
+        caller = dataclasses.replace(_caller(ctx), ask_person=_person(ctx, params))
+        try:
+            answer = await operations.answer(ctx.lifespan_context, caller, params.name, params.arguments or {})
+        except PersonAsked as asked:
+            form = ElicitRequestFormParams(message=asked.question, requested_schema=YES_OR_NO)
+            return InputRequiredResult(input_requests={APPROVAL: ElicitRequest(params=form)}, request_state=asked.code)
         if isinstance(answer, Refusal):
             return _refused(answer)
         links: tuple[resources.Listed, ...] = ()
         if isinstance(answer.result, JobReport) and ctx.protocol_version >= RESOURCE_LINKS_FROM:
             links = await resources.links(ctx.lifespan_context, answer.result)
         return _answered(answer, links)
+
+
+def _person(ctx: "ServerRequestContext[House]", params: CallToolRequestParams) -> AskPerson | None:
+    """The way to the person in front of this client, None if it has none. Each era has its own."""
+    capabilities = ctx.session.client_capabilities
+    elicitation = capabilities.elicitation if capabilities else None
+    if elicitation is None or (elicitation.form is None and elicitation.url is not None):
+        return None
+
+    async def ask_now(question: str, code: str) -> bool | None:
+        with trio.move_on_after(PERSON_SECONDS_MAX):
+            try:
+                return _is_yes(await ctx.session.elicit_form(question, YES_OR_NO, ctx.request_id))
+            except (MCPError, ValidationError) as exc:
+                logger.info("the client did not ask its user", extra={"why": str(exc)[:200]})
+        return None
+
+    async def ask_by_the_answer(question: str, code: str) -> bool | None:
+        said = (params.input_responses or {}).get(APPROVAL)
+        if isinstance(said, ElicitResult) and hmac.compare_digest((params.request_state or "").encode(), code.encode()):
+            return _is_yes(said)
+        raise PersonAsked(question, code)
+
+    return ask_by_the_answer if ctx.protocol_version in MODERN_PROTOCOL_VERSIONS else ask_now
+
+
+def _is_yes(said: ElicitResult) -> bool | None:
+    """None if the dialogue was closed without a choice."""
+    if said.action == "cancel":
+        return None
+    return said.action == "accept" and (said.content or {}).get("draw") is True
 
 
 def _caller(ctx: "ServerRequestContext[House]") -> Caller:

@@ -12,14 +12,15 @@ from typing import Any
 
 import msgspec
 
-from daemon import arguments, decisions, drawing, forgetting, importing, lost_jobs, money, questions, results
+from daemon import arguments, consent, decisions, drawing, forgetting, importing, lost_jobs, money, questions, results
+from daemon.approvals import NeedsApproval
 from daemon.arguments import Arguments
 from daemon.daemon_state import Status, Stopping
 from daemon.errors import Refused
 from daemon.house import House
 from daemon.request_words import words_of
 from daemon.results import Answer, Result
-from daemon.session import Caller
+from daemon.session import Caller, PersonAsked
 from eventlog.errors import EventLogError, IndexUnavailable
 from eventlog.events import RequestReceived
 from eventlog.values import JobState, Words
@@ -70,6 +71,7 @@ async def answer(house: House, caller: Caller, name: str, given: Mapping[str, An
     Raises:
         UnknownOperation: the door answers that in its own way.
         EventLogError: the daemon is about to end; nothing may be answered.
+        PersonAsked: by the caller's own `ask_person`.
     """
     operation = OPERATIONS.get(name)
     if operation is None:
@@ -79,14 +81,19 @@ async def answer(house: House, caller: Caller, name: str, given: Mapping[str, An
         try:
             parsed = arguments.parse(name, given, operation.arguments)
             if operation.draw is not None:
-                return await operation.draw(house, caller, received, words_of(given, HAS_ITS_OWN_WORD), parsed)
+                words = words_of(given, HAS_ITS_OWN_WORD)
+                try:
+                    return await operation.draw(house, caller, received, words, parsed)
+                except NeedsApproval as needs:
+                    await consent.get_consent(house, caller, needs)
+                return await operation.draw(house, caller, received, words, parsed)
         except Refused:
             await house.ledger.post(decisions.receive_request(received, words_of(given)))
             raise
         await house.ledger.post(decisions.receive_request(received, words_of(given)))
         assert operation.ask is not None
         return await operation.ask(house, caller, parsed)
-    except EventLogError:
+    except (EventLogError, PersonAsked):
         raise
     except Refused as refused:
         return Refusal(code=refused.code, message=str(refused), argument=refused.argument)
@@ -306,6 +313,19 @@ OPERATIONS: Mapping[str, Operation] = {
             ask=lost_jobs.resolve_job,
             read_only=False,
             idempotent=False,
+            for_people=True,
+        ),
+        Operation(
+            name="approve_order",
+            title="Approve an order",
+            description=(
+                "Lets one order be drawn that may cost more than IMAGED_CONFIRM_USD, once and within a quarter of an hour. For "
+                "people only."
+            ),
+            arguments=consent.ApproveOrder,
+            result=consent.Approval,
+            ask=consent.approve_order,
+            read_only=False,
             for_people=True,
         ),
         Operation(

@@ -13,13 +13,15 @@ from typing import NamedTuple
 import msgspec
 import trio
 
-from daemon import decisions, references, results
+from daemon import budgets, decisions, references, results
+from daemon.approvals import NeedsApproval
 from daemon.arguments import Draw, EditImage, GenerateImage, Redraw, Retouch, TransformImage
 from daemon.config import HOW_TO_SET_A_KEY, Settings
-from daemon.errors import AlreadyOrdered, Refused
+from daemon.errors import AlreadyOrdered, Refused, Unapproved
 from daemon.house import House
 from daemon.results import Answer
 from daemon.session import Caller
+from daemon.untold import of_order
 from eventlog.events import JobRequested, RequestReceived
 from eventlog.jobs import Job, Stage
 from eventlog.values import (
@@ -43,6 +45,7 @@ from tools.errors import FileFailed
 from tools.files import OutputRoot
 
 DRY_RUN = "dry_run"
+PROMPT_SHOWN_MAX = 300  # characters, where a person is asked
 NO_PICTURES = references.Snapshot()
 _CAME_TO_NOTHING = {
     JobState.FAILED: "failed",
@@ -137,7 +140,10 @@ async def rehearse(house: House, caller: Caller, received: RequestReceived, word
     placing, snapshot = await _placing(house, caller, wanted)
     requested, warnings = await _checked(house, caller, placing)
     settings = caller.session.settings
-    terms = decisions.Terms(house.now(), caps=settings.caps, pace=settings.pace)
+    caps = msgspec.structs.replace(settings.caps, confirm=None)  # a rehearsal asks nobody, but says who will be asked
+    if asks := budgets.needs_approval(settings.caps, requested.estimate.high):
+        warnings = (*warnings, f"The user will be asked. {asks}")
+    terms = decisions.Terms(house.now(), caps=caps, pace=settings.pace)
     would_say = msgspec.structs.replace(words, prompt=placing.prompt)
     house.ledger.consider(decisions.request_job(received, requested, would_say, terms))
     said = {"prompt": placing.prompt, "output_path": placing.output_path}
@@ -247,8 +253,13 @@ async def place(
         caps_known=house.caps_known.get(caller.client.name, Caps()),
         pace=settings.pace,
     )
+    order = of_order(requested, words)
+    requested = msgspec.structs.replace(requested, approved_by=house.approvals.take(order))
     try:
         await house.ledger.record(decisions.request_job(received, requested, words, terms))
+    except Unapproved as unapproved:
+        question = f"{caller.client.name} wants to draw: {_shown(placing.prompt)} {unapproved}"
+        raise NeedsApproval(question, house.approvals.ask(order, question)) from unapproved
     except AlreadyOrdered as same:
         await house.ledger.post(decisions.receive_request(received, words))
         told = f"The same picture was ordered before as job {same.job}, and its answer had not been given: nothing new is drawn. "
@@ -325,6 +336,12 @@ async def _ordered_before(house: House, caller: Caller, received: RequestReceive
     if job.state in _CAME_TO_NOTHING:
         told += f" It {_CAME_TO_NOTHING[job.state]}; retry_job orders the picture again."
     return Ordered(job.id, (told,))
+
+
+def _shown(prompt: str) -> str:
+    """Bounded, and nothing in it acts on whatever shows it."""
+    clean = "".join(character if character.isprintable() else " " for character in prompt[: PROMPT_SHOWN_MAX + 1])
+    return f'"{clean if len(clean) <= PROMPT_SHOWN_MAX else clean[:PROMPT_SHOWN_MAX] + "…"}".'
 
 
 def retry_key(job: JobId) -> Sha256:

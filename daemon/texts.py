@@ -1,5 +1,6 @@
 """The readable twin of every result: plain lines, the most wanted first."""
 
+from daemon.consent import Approval
 from daemon.daemon_state import Status, Stopping
 from daemon.forgetting import Forgotten
 from daemon.money import ModelFacts, ModelList, SpendingReport, Spent
@@ -49,6 +50,8 @@ def text(result: Result) -> str:
             return _status(result)
         case Stopping():
             return result.message
+        case Approval():
+            return f"{result.question} {'Approved.' if result.approved else 'Not approved yet.'}"
         case _:
             raise AssertionError(f"{type(result).__name__} has no text")
 

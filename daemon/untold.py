@@ -11,15 +11,15 @@ from eventlog.values import JobId, Words
 
 KEPT_MAX = 200  # orders; the oldest is forgotten first
 
-_Sameness = tuple[object, ...]
+Sameness = tuple[object, ...]
 
 
 class Untold:
     def __init__(self) -> None:
-        self._orders: dict[JobId, _Sameness] = {}
+        self._orders: dict[JobId, Sameness] = {}
 
     def add(self, requested: JobRequested, words: Words) -> None:
-        self._orders[requested.job] = _of_order(requested, words)
+        self._orders[requested.job] = of_order(requested, words)
         while len(self._orders) > KEPT_MAX:
             del self._orders[next(iter(self._orders))]
 
@@ -30,17 +30,17 @@ class Untold:
 
     def find(self, board: Iterable[Job], requested: JobRequested, words: Words) -> JobId | None:
         """The job of the same client for the very same picture, if it is under way or nobody knows its end."""
-        wanted = _of_order(requested, words)
+        wanted = of_order(requested, words)
         for job in board:
             if not job.state.is_over and not job.cancel_requested and _of_job(job) == wanted:
                 return job.id
         return next((job_id for job_id, order in self._orders.items() if order == wanted), None)
 
 
-def _of_order(requested: JobRequested, words: Words) -> _Sameness:
+def of_order(requested: JobRequested, words: Words) -> Sameness:
     request = requested.request
     return requested.client, requested.account, request, words.prompt, words.output_path, words.output_dir
 
 
-def _of_job(job: Job) -> _Sameness:
+def _of_job(job: Job) -> Sameness:
     return job.client, job.account, job.request, job.prompt, job.output_path, job.output_dir

@@ -67,7 +67,8 @@ class JobRequested(Value, frozen=True, tag=True):
     `sidecar`: the picture's file is left as it came and its provenance is put beside it. `request_key` is the
     digest of the key by which the asker can ask again without ordering again; empty without one. `retry_of` is the job
     that came to nothing and is drawn again by this one. If that one was drawn and only not put in its place, `kept` are
-    its pictures, as they were `rendered`: they are in the store and paid for, so nothing is asked of the API.
+    its pictures, as they were `rendered`: they are in the store and paid for, so nothing is asked of the API. Where a person
+    had to say yes, `approved_by` tells how they did: `elicitation` or `terminal`.
     """
 
     job: JobId
@@ -82,6 +83,7 @@ class JobRequested(Value, frozen=True, tag=True):
     retry_of: JobId | None = None
     kept: tuple[Picture, ...] = ()
     rendered: Rendered = Rendered()
+    approved_by: str = ""
 
 
 class CapsChanged(Value, frozen=True, tag=True):

@@ -51,11 +51,15 @@ class Value(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Caps(Value, frozen=True):
-    """The most that may be spent on one call, in one UTC day and in one UTC month. None: as much as is asked for."""
+    """The most that may be spent on one call, in one UTC day and in one UTC month. None: as much as is asked for.
+
+    Above `confirm` a person is asked first.
+    """
 
     call: MicroUSD | None = None
     day: MicroUSD | None = None
     month: MicroUSD | None = None
+    confirm: MicroUSD | None = None
 
 
 class Picture(Value, frozen=True):

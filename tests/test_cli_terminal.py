@@ -73,6 +73,10 @@ class Screen:
         assert text in self.shown, self.shown
         return self
 
+    def type(self, text: bytes) -> "Screen":
+        os.write(self._ours, text)
+        return self
+
     def interrupt(self, number: int = signal.SIGINT) -> "Screen":
         os.kill(self._process.pid, number)
         return self
