@@ -33,6 +33,7 @@ from mcp_types import (
     INTERNAL_ERROR,
     INVALID_PARAMS,
     INVALID_REQUEST,
+    MISSING_REQUIRED_CLIENT_CAPABILITY,
     Annotations,
     BlobResourceContents,
     CallToolRequestParams,
@@ -46,6 +47,7 @@ from mcp_types import (
     ElicitResult,
     GetPromptRequestParams,
     GetPromptResult,
+    GetTaskRequestParams,
     ImageContent,
     InputRequiredResult,
     JSONRPCError,
@@ -75,7 +77,7 @@ from mcp_types import (
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 
-from daemon import arguments, decisions, operations, prompts, resources, texts
+from daemon import arguments, decisions, operations, prompts, resources, tasks, texts
 from daemon.errors import Refused
 from daemon.house import House
 from daemon.lines import LineReader, Reject
@@ -301,7 +303,6 @@ def _server() -> "Server[House]":
             "resources/templates/list": CacheHint(ttl_ms=UNCHANGING_MS, scope="public"),
         },
         on_list_tools=_list_tools,
-        on_call_tool=_call_tool,
         on_list_resources=_list_resources,
         on_list_resource_templates=_list_resource_templates,
         on_read_resource=_read_resource,
@@ -309,6 +310,10 @@ def _server() -> "Server[House]":
         on_get_prompt=_get_prompt,
         on_completion=_complete,
     )
+    server.add_request_handler("tools/call", CallToolRequestParams, _call_tool)  # its results are more than the core knows
+    server.extensions[tasks.EXTENSION] = {}
+    for method, task_handler in (("tasks/get", _get_task), ("tasks/update", _update_task), ("tasks/cancel", _cancel_task)):
+        server.add_request_handler(method, GetTaskRequestParams, task_handler)
     server.middleware.clear()  # OpenTelemetry spans that nobody collects
     return server
 
@@ -340,13 +345,18 @@ async def _list_tools(ctx: "ServerRequestContext[House]", params: PaginatedReque
     return ListToolsResult(tools=list(tools()))
 
 
-async def _call_tool(ctx: "ServerRequestContext[House]", params: CallToolRequestParams) -> CallToolResult | InputRequiredResult:
+async def _call_tool(
+    ctx: "ServerRequestContext[House]", params: CallToolRequestParams
+) -> CallToolResult | InputRequiredResult | dict[str, Any]:
     operation = OPERATIONS.get(params.name)
     if operation is None or operation.for_people:
         known = ", ".join(tool.name for tool in tools())
         raise MCPError(code=INVALID_PARAMS, message=f"There is no tool {params.name[:64]!r}; there are {known}.")
     with _refusals_as_errors(ctx):
         caller = dataclasses.replace(_caller(ctx), ask_person=_person(ctx, params))
+        as_task = operation.draw is not None and not operation.answers_at_once and _knows_tasks(ctx)
+        if as_task:
+            caller = _without_waiting(caller)
         try:
             answer = await operations.answer(ctx.lifespan_context, caller, params.name, params.arguments or {})
         except PersonAsked as asked:
@@ -354,10 +364,74 @@ async def _call_tool(ctx: "ServerRequestContext[House]", params: CallToolRequest
             return InputRequiredResult(input_requests={APPROVAL: ElicitRequest(params=form)}, request_state=asked.code)
         if isinstance(answer, Refusal):
             return _refused(answer)
-        links: tuple[resources.Listed, ...] = ()
-        if isinstance(answer.result, JobReport) and ctx.protocol_version >= RESOURCE_LINKS_FROM:
-            links = await resources.links(ctx.lifespan_context, answer.result)
-        return _answered(answer, links)
+        if as_task and isinstance(answer.result, JobReport) and answer.result.job_id and not tasks.is_over(answer.result):
+            task = tasks.task_of(answer.result.job_id, params.arguments or {}, caller.session.settings)
+            return {"resultType": "task", **tasks.told(task, answer.result, {})}
+        return _answered(answer, await _links(ctx, answer))
+
+
+async def _links(ctx: "ServerRequestContext[House]", answer: Answer) -> tuple[resources.Listed, ...]:
+    if isinstance(answer.result, JobReport) and ctx.protocol_version >= RESOURCE_LINKS_FROM:
+        return await resources.links(ctx.lifespan_context, answer.result)
+    return ()
+
+
+def _knows_tasks(ctx: "ServerRequestContext[House]") -> bool:
+    """The client says so with each request; the extension belongs to the modern era only."""
+    capabilities = ctx.session.client_capabilities
+    offered = (capabilities.extensions if capabilities else None) or {}
+    return ctx.protocol_version in MODERN_PROTOCOL_VERSIONS and tasks.EXTENSION in offered
+
+
+def _without_waiting(caller: Caller) -> Caller:
+    settings = msgspec.structs.replace(caller.session.settings, sync_wait_seconds=0.0)
+    return dataclasses.replace(caller, session=dataclasses.replace(caller.session, settings=settings))
+
+
+async def _get_task(ctx: "ServerRequestContext[House]", params: GetTaskRequestParams) -> dict[str, Any]:
+    _insist_on_tasks(ctx)
+    with _refusals_as_errors(ctx):
+        task = tasks.parse(params.task_id)
+        wanted = {"return_base64": task.picture, "include_thumbnail": task.thumbnail}
+        answer = await _ask_of_task(ctx, "wait_for_job", {"job_id": task.job_id, "wait_seconds": 0, **wanted})
+        assert isinstance(answer.result, JobReport)
+        result = _answered(answer, await _links(ctx, answer)).model_dump(by_alias=True, mode="json", exclude_none=True)
+        return {"resultType": "complete", **tasks.told(task, answer.result, result)}
+
+
+async def _update_task(ctx: "ServerRequestContext[House]", params: GetTaskRequestParams) -> dict[str, Any]:
+    """No task of ours ever waits for an answer of its client."""
+    _insist_on_tasks(ctx)
+    with _refusals_as_errors(ctx):
+        await _ask_of_task(ctx, "check_job_status", {"job_id": tasks.parse(params.task_id).job_id})
+    return {"resultType": "complete"}
+
+
+async def _cancel_task(ctx: "ServerRequestContext[House]", params: GetTaskRequestParams) -> dict[str, Any]:
+    """What is over already stays as it is, and that is no error."""
+    _insist_on_tasks(ctx)
+    with _refusals_as_errors(ctx):
+        try:
+            await _ask_of_task(ctx, "cancel_job", {"job_id": tasks.parse(params.task_id).job_id})
+        except Refused as refused:
+            if refused.code != "already_over":
+                raise
+    return {"resultType": "complete"}
+
+
+async def _ask_of_task(ctx: "ServerRequestContext[House]", operation: str, given: Mapping[str, Any]) -> Answer:
+    answer = await operations.answer(ctx.lifespan_context, _caller(ctx), operation, given)
+    if isinstance(answer, Refusal):
+        raise Refused(answer.message, code=answer.code)
+    return answer
+
+
+def _insist_on_tasks(ctx: "ServerRequestContext[House]") -> None:
+    if not _knows_tasks(ctx):
+        needed: dict[str, Any] = {"requiredCapabilities": {"extensions": {tasks.EXTENSION: {}}}}
+        raise MCPError(
+            code=MISSING_REQUIRED_CLIENT_CAPABILITY, message=f"The client has not declared {tasks.EXTENSION}.", data=needed
+        )
 
 
 def _person(ctx: "ServerRequestContext[House]", params: CallToolRequestParams) -> AskPerson | None:

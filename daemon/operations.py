@@ -49,7 +49,7 @@ Drawing = Callable[[House, Caller, RequestReceived, Words, Any], Awaitable[Answe
 class Operation:
     """Either `ask` or `draw`: what draws may cost money and records its own request together with the job.
 
-    `for_people`: never offered to a model.
+    `for_people`: never offered to a model. `answers_at_once`: what it orders is not waited for.
     """
 
     name: str
@@ -63,6 +63,7 @@ class Operation:
     destructive: bool = False
     idempotent: bool = True
     for_people: bool = False
+    answers_at_once: bool = False
 
 
 async def answer(house: House, caller: Caller, name: str, given: Mapping[str, Any]) -> Answer | Refusal:
@@ -176,6 +177,7 @@ OPERATIONS: Mapping[str, Operation] = {
             arguments=arguments.StartGenerationJob,
             result=results.JobReport,
             draw=drawing.start_generation_job,
+            answers_at_once=True,
             read_only=False,
             idempotent=False,
         ),
