@@ -364,7 +364,7 @@ async def _call_tool(
             return InputRequiredResult(input_requests={APPROVAL: ElicitRequest(params=form)}, request_state=asked.code)
         if isinstance(answer, Refusal):
             return _refused(answer)
-        if as_task and isinstance(answer.result, JobReport) and answer.result.job_id and not tasks.is_over(answer.result):
+        if as_task and isinstance(answer.result, JobReport) and not tasks.is_over(answer.result):
             task = tasks.task_of(answer.result.job_id, params.arguments or {}, caller.session.settings)
             return {"resultType": "task", **tasks.told(task, answer.result, {})}
         return _answered(answer, await _links(ctx, answer))
