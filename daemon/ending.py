@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 import trio
 
+SHUTDOWN_SECONDS_MAX = 30.0  # for running jobs to end by themselves; most pictures take less
+
 
 class Ending:
     """Wanted now, or as soon as nothing runs: for a successor, which the doors stay open for and no job is begun before."""

@@ -127,8 +127,9 @@ async def _carry_out(house: House, found: Traces, with_files: Collection[JobId])
     """
     run = house.run_blocking
     removed = await run(partial(_remove_files, house.disk, [job for job in found.jobs if job.id in with_files]))
-    in_use = {digest for job in house.ledger.board if not job.state.is_over for digest in _pictures(job)}
-    blobs, trouble = await run(partial(_remove_blobs, house.store, found, in_use))
+    async with house.keeping:
+        in_use = {digest for job in house.ledger.board if not job.state.is_over for digest in _pictures(job)}
+        blobs, trouble = await run(partial(_remove_blobs, house.store, found, in_use))
     await house.ledger.between_writes(house.index.scrub)
     left: tuple[Mark, ...] = await house.ledger.between_writes(partial(house.log.forget, found.lines))
     while left:

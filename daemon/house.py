@@ -45,7 +45,8 @@ class House:
 
     `keyed_orders` is held from looking for a job of some key to ordering it. `closing` begins when nobody listens at the
     MCP door any more: whoever is let go from then on finds the next daemon. `caps_known` are those that this daemon has
-    recorded, by the client's name.
+    recorded, by the client's name. `keeping` is held from putting an order's sources into the store to recording the order,
+    and while that is removed from the store which no order needs any more.
 
     `disk` and `run_blocking` are what forgetting works with, apart from the log and the store, which have their own.
     """
@@ -66,6 +67,7 @@ class House:
     answering: int = 0
     conversed_at: float = -math.inf
     keyed_orders: trio.Lock = field(default_factory=trio.Lock)
+    keeping: trio.Lock = field(default_factory=trio.Lock)
     untold: Untold = field(default_factory=Untold)
     approvals: Approvals = field(default_factory=Approvals)
     caps_known: dict[str, Caps] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from daemon import arguments, consent, decisions, drawing, forgetting, importing
 from daemon.approvals import NeedsApproval
 from daemon.arguments import Arguments
 from daemon.daemon_state import Status, Stopping
+from daemon.ending import SHUTDOWN_SECONDS_MAX
 from daemon.errors import Refused
 from daemon.house import House
 from daemon.request_words import words_of
@@ -112,7 +113,7 @@ async def answer(house: House, caller: Caller, name: str, given: Mapping[str, An
 async def stop_daemon(house: House, caller: Caller, asked: arguments.Stop) -> Answer:
     running = sum(job.state is JobState.RUNNING for job in house.ledger.board)
     house.ending.want(asked.reason)
-    return Answer(Stopping(message=f"imaged is stopping; {running} running jobs get a moment to end."))
+    return Answer(Stopping(message=f"imaged is stopping; {running} running jobs get {SHUTDOWN_SECONDS_MAX:.0f} s to end."))
 
 
 _COSTS = (

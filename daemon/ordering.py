@@ -7,6 +7,7 @@ when their own patience ends.
 
 import secrets
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -235,10 +236,6 @@ async def place(
     if not settings.can_draw:
         raise Refused(HOW_TO_SET_A_KEY, code="no_key")
     requested, warnings = await _checked(house, caller, placing)
-    try:
-        await trio.to_thread.run_sync(partial(snapshot.put, house.store))
-    except FileFailed as exc:
-        raise Refused(str(exc), code=exc.code, argument="output_path") from exc
     words = msgspec.structs.replace(
         words,
         prompt=placing.prompt,
@@ -256,7 +253,10 @@ async def place(
     order = of_order(requested, words)
     requested = msgspec.structs.replace(requested, approved_by=house.approvals.take(order))
     try:
-        await house.ledger.record(decisions.request_job(received, requested, words, terms))
+        # What others forget meanwhile stays in the store, if this order begins with it.
+        async with house.keeping if placing.request.sources else nullcontext():
+            await _put(house, snapshot)
+            await house.ledger.record(decisions.request_job(received, requested, words, terms))
     except Unapproved as unapproved:
         question = f"{caller.client.name} wants to draw: {_shown(placing.prompt)} {unapproved}"
         raise NeedsApproval(question, house.approvals.ask(order, question)) from unapproved
@@ -267,6 +267,13 @@ async def place(
     house.caps_known[caller.client.name] = settings.caps
     house.untold.add(requested, words)
     return Ordered(requested.job, warnings)
+
+
+async def _put(house: House, snapshot: references.Snapshot) -> None:
+    try:
+        await trio.to_thread.run_sync(partial(snapshot.put, house.store))
+    except FileFailed as exc:
+        raise Refused(str(exc), code=exc.code, argument="output_path") from exc
 
 
 async def _checked(house: House, caller: Caller, placing: Placing) -> tuple[JobRequested, tuple[str, ...]]:

@@ -26,6 +26,7 @@ import trio
 from daemon import bridge, config, control, decisions, doors, executable, forgetting, offline, readiness, scheduler
 from daemon.config import Places
 from daemon.courier import Courier
+from daemon.ending import SHUTDOWN_SECONDS_MAX
 from daemon.errors import AlreadyRunning
 from daemon.house import House
 from daemon.keyring import Keyring
@@ -44,7 +45,6 @@ from tools import decoder, models, pricing
 from tools.errors import FileFailed
 from tools.files import Store
 
-SHUTDOWN_SECONDS_MAX = 30.0  # for running jobs to end by themselves; most pictures take less
 IDLE_LOOK_SECONDS = 1.0
 FILES_OPEN_MAX = 4096
 WARM_UP_SECONDS = 5.0
@@ -217,6 +217,8 @@ async def _work(house: House, courier: Courier, listener: trio.SocketListener, *
         await listener.aclose()  # who comes now starts the next daemon, which waits for us
         house.closing.begin()
         house.ledger.wake()  # who waits for a picture that is not begun any more is told so
+        if running := sum(job.state is JobState.RUNNING for job in house.ledger.board):
+            logger.info("running jobs have a moment to end", extra={"jobs": running, "seconds": SHUTDOWN_SECONDS_MAX})
         with trio.move_on_after(SHUTDOWN_SECONDS_MAX):
             await _wait_until_none_runs(house)
         sessions.cancel_scope.deadline = trio.current_time() + LAST_ANSWERS_SECONDS_MAX

@@ -31,6 +31,8 @@ def environment(home: Path, **more: str) -> dict[str, str]:
         "IMAGED_HOME": str(home / "imaged"),
         "IMAGED_BACKEND": "offline",
         "IMAGED_OFFLINE_SECONDS": "0",
+        "IMAGED_PICTURES_PER_MINUTE": "0",  # tests are agents that run away
+        "IMAGED_SAME_PROMPT_PER_HOUR": "0",
         "OPENAI_IMAGE_OUTPUT_DIR": str(home / "pictures"),
         **more,
     }

@@ -33,6 +33,7 @@ from trio._core import _run as trio_run
 
 from daemon import decisions, forgetting, scheduler, supervisor
 from daemon.config import Secret
+from daemon.ending import SHUTDOWN_SECONDS_MAX
 from daemon.errors import Refused
 from daemon.house import House
 from daemon.keyring import Keyring
@@ -74,7 +75,6 @@ RESERVE_BYTES = 2_048
 LIVES = range(6, 13)  # of one world; a longer history makes each look at it slower and no stranger
 STEPS_MAX = 6
 OPERATIONS = 70  # within which bad luck strikes; an order that goes well takes about 25
-SHUTDOWN_SECONDS_MAX = 30.0
 LIFE_SECONDS_MAX = 100_000.0  # on the clock that jumps: what takes longer hangs
 SOURCES = range(1_000_000, 1_000_003)  # pictures that nobody draws; several orders start from the same
 FAULTS = (errno.EIO, errno.ENOSPC, errno.ENOSPC, errno.EROFS)
@@ -184,7 +184,6 @@ class World:
         self._orders = 0
         self._at = DAWN
         self._luck = Luck(PEACE)
-        self._sources = trio.Lock()
 
     def live(self, life: Life) -> None:
         """
@@ -196,7 +195,6 @@ class World:
         random.seed(life.seed)
         trio_run._r.seed(life.seed)
         self.witness.api.be_told(life.answers)
-        self._sources = trio.Lock()
         try:
             trio.run(self._daemon, life, clock=trio.testing.MockClock(autojump_threshold=0))
             ended = "stop"
@@ -278,10 +276,8 @@ class World:
 
     async def _ask(self, step: Step, house: "SimulatedHouse") -> None:
         with contextlib.suppress(Refused):
-            if step.deed == "forget" or _has_source(step.choice):
-                # The daemon has no such lock. Who forgets a picture at the very moment at which another order begins to start
-                # from it takes it from that order, which then fails before anything is sent: no promise, and no money.
-                async with self._sources:
+            if step.deed != "forget" and _has_source(step.choice):
+                async with house.keeping:  # as daemon/ordering.py does
                     await self._do(step, house)
             else:
                 await self._do(step, house)

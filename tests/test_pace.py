@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
+from daemon.config import Settings
 from daemon.errors import Refused
 from daemon.pace import Pace, insist
 from eventlog.events import Commit, RequestReceived
@@ -85,6 +86,10 @@ def test_other_clients_other_doors_and_what_costs_nothing_do_not_count() -> None
     orders = [(0.0, "a fox")] * 9
     for seen in (recent(*orders, client="other"), recent(*orders, door="control"), recent(*orders, account=OFFLINE)):
         assert refused(MINUTELY, seen, 1) == refused(HOURLY, seen, 1) == ""
+
+
+def test_who_says_nothing_may_draw_thirty_a_minute_and_the_same_ten_times_an_hour(tmp_path: Path) -> None:
+    assert Settings.parse({"IMAGED_BACKEND": "offline"}, home_dir=tmp_path).pace == Pace(30, 10)
 
 
 def test_without_limits_everything_goes() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from daemon.ending import SHUTDOWN_SECONDS_MAX
 from daemon.mcp_server import REQUESTS_OPEN_MAX
-from daemon.supervisor import SHUTDOWN_SECONDS_MAX
 from eventlog.events import RequestReceived
 from eventlog.values import Words
 from tests.program import SECONDS_MAX, Program, Stdio, environment, running, wait_until

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon import autostart, bridge, readiness, supervisor
+from daemon import autostart, bridge, readiness
 from daemon.autostart import Ran, Wish
 from daemon.autostart_files import LABEL, Agent, Command, agent_of
+from daemon.ending import SHUTDOWN_SECONDS_MAX
 from daemon.errors import BadConfiguration
 from daemon.setup import Outcome
 
@@ -136,7 +137,7 @@ def test_the_unit_says_ready_stops_gently_and_takes_another_daemon_for_success(l
     assert unit["Type"] == ["notify"] and unit["WantedBy"] == ["default.target"] and unit["Restart"] == ["on-failure"]
     already = [str(bridge.EXIT_ALREADY_RUNNING)]
     assert unit["SuccessExitStatus"] == unit["RestartPreventExitStatus"] == already == ["75"]
-    assert float(unit["TimeoutStopSec"][0]) > supervisor.SHUTDOWN_SECONDS_MAX
+    assert float(unit["TimeoutStopSec"][0]) > SHUTDOWN_SECONDS_MAX
     assert unit["KillMode"] == ["mixed"] and unit["TimeoutStartSec"] == ["infinity"]
     assert unit["NoNewPrivileges"] == ["yes"] and {"AF_UNIX", "AF_INET", "AF_INET6"} <= set(
         unit["RestrictAddressFamilies"][0].split()
@@ -296,7 +297,7 @@ def test_the_launchd_agent_starts_at_login_in_the_background_and_again_only_afte
     assert found.path == tmp_path / "Library/LaunchAgents" / f"{LABEL}.plist"
     assert mac.commands() == [shlex.join(["launchctl", "bootstrap", f"gui/{os.geteuid()}", str(found.path)])]
     plist: dict[str, Any] = plistlib.loads(found.path.read_bytes())
-    assert plist.pop("ExitTimeOut") > supervisor.SHUTDOWN_SECONDS_MAX
+    assert plist.pop("ExitTimeOut") > SHUTDOWN_SECONDS_MAX
     assert plist == {
         "Label": LABEL,
         "ProgramArguments": [ODD, "serve"],
