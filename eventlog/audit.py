@@ -24,6 +24,7 @@ from eventlog.events import (
     JobResolved,
     JobStarted,
     LaterEvent,
+    PartialReceived,
     ReplyReceived,
     WordsForgotten,
 )
@@ -232,6 +233,8 @@ def _told(event: JobEvent | LaterEvent, commit: Commit) -> str:
             return f"attempt {event.attempt} started, as {event.client_request_id}; body {event.body_sha256[:16]}…"
         case AttemptFailed():
             return f"attempt {event.attempt} failed: {event.code}, billed: {event.billed}; {visible(words.message)}"
+        case PartialReceived():
+            return f"preview {event.index + 1} of an unfinished picture is in the store"
         case ReplyReceived():
             cost = f"{_money(event.cost.amount)} ({event.cost.basis})"
             return f"reply received: {len(event.pictures)} in the store, cost {cost}"

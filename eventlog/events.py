@@ -134,6 +134,15 @@ class AttemptFailed(Value, frozen=True, tag=True):
     categories: tuple[str, ...] = ()
 
 
+class PartialReceived(Value, frozen=True, tag=True):
+    """A preview of a picture that is still being drawn is durable in the store. `index` counts from 0, as the API does."""
+
+    job: JobId
+    attempt: int
+    index: int
+    picture: Picture
+
+
 class ReplyReceived(Value, frozen=True, tag=True):
     """The reply is durable in the store; the money is accounted from here."""
 
@@ -227,6 +236,7 @@ JobEvent = (
     | JobStarted
     | AttemptStarted
     | AttemptFailed
+    | PartialReceived
     | ReplyReceived
     | JobCompleted
     | JobFailed

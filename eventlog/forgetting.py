@@ -33,6 +33,7 @@ from eventlog.events import (
     JobCompleted,
     JobEvent,
     JobRequested,
+    PartialReceived,
     ReplyReceived,
     RequestReceived,
     WordsForgotten,
@@ -161,6 +162,8 @@ def stored_by(event: Event) -> Iterator[Sha256]:
             yield from (one.sha256 for one in (*request.sources, request.mask, request.markup) if one is not None)
         case AttemptFailed(kept=kept) if kept is not None:
             yield kept.sha256
+        case PartialReceived(picture=picture):
+            yield picture.sha256
         case ReplyReceived(pictures=pictures):
             yield from (picture.sha256 for picture in pictures)
         case JobCompleted(images=images):

@@ -22,7 +22,7 @@ from eventlog.segments import Located, Mark
 from eventlog.spending import Amounts, Period, Spending, Suspicion, reservations_of
 from eventlog.values import JobId, Position
 
-VERSION = 5
+VERSION = 6
 TRIGRAM_CHARACTERS_MIN = 3
 BUSY_SECONDS_MAX = 0.1  # every commit waits for this: what somebody else holds locked is written with the next one
 # Checkpoints belong into idle moments: one made by a commit stalls the writer by up to 370 ms. This many pages

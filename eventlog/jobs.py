@@ -30,6 +30,7 @@ from eventlog.events import (
     JobRequested,
     JobStarted,
     LaterEvent,
+    PartialReceived,
     ReplyReceived,
     WordsForgotten,
 )
@@ -85,6 +86,7 @@ _NEXT: dict[tuple[Stage, type[Event]], Stage] = {
     (Stage.STARTED, JobFailed): Stage.FAILED,
     (Stage.STARTED, JobCancelled): Stage.CANCELLED,
     (Stage.ATTEMPTING, AttemptFailed): Stage.STARTED,
+    (Stage.ATTEMPTING, PartialReceived): Stage.ATTEMPTING,
     (Stage.ATTEMPTING, ReplyReceived): Stage.REPLIED,
     (Stage.ATTEMPTING, JobCancelRequested): Stage.ATTEMPTING,
     (Stage.ATTEMPTING, JobInterrupted): Stage.INTERRUPTED,
@@ -108,7 +110,8 @@ class Job(Value, frozen=True):
     `imported` names the earlier program that drew it, and `missing` its files that were not found then.
     `retry_at` is when a job between two attempts asks again; from `forgotten_at` on its words are gone. `retry_of` is
     the job that this one draws again. `pictures` are what the API sent, `images` what can be had of it once the job is
-    over: files or, of a job that failed to put them in their place, the store's copies alone, without a path.
+    over: files or, of a job that failed to put them in their place, the store's copies alone, without a path. `previews`
+    are what the latest attempt has sent of its unfinished pictures, in the order in which they came.
     """
 
     id: JobId
@@ -148,6 +151,7 @@ class Job(Value, frozen=True):
     missing: tuple[str, ...] = ()
     forgotten_at: datetime | None = None
     retry_of: JobId | None = None
+    previews: tuple[Picture, ...] = ()
 
     @property
     def state(self) -> JobState:
@@ -279,12 +283,10 @@ def _changes(job: Job, event: JobEvent, words: Words, at: datetime) -> dict[str,
     """What the fact says of the job beyond its stage."""
     match event:
         case AttemptStarted():
-            return {
-                "attempts": event.attempt,
-                "client_request_id": event.client_request_id,
-                "request_id": "",
-                "retry_at": None,
-            }
+            begun = {"attempts": event.attempt, "client_request_id": event.client_request_id}
+            return {**begun, "request_id": "", "retry_at": None, "previews": ()}
+        case PartialReceived():
+            return {"previews": (*job.previews, event.picture)}
         case AttemptFailed():
             return {
                 "billed": _worse(job.billed, event.billed),

@@ -77,7 +77,8 @@ class ImageRequest(Value, frozen=True):
 
     `output_compression` is in percent (0-100) and only for jpeg and webp; None leaves it to the API.
     `sources` are what an edit or transformation starts from, snapshotted when it was asked for; `mask` and
-    `markup` belong to the first of them. `input_fidelity` is None where nobody asked for one.
+    `markup` belong to the first of them. `input_fidelity` is None where nobody asked for one. `partial_images` is how
+    many previews of an unfinished picture are wanted at most; with any, the answer is a stream.
     """
 
     tool: Tool
@@ -93,6 +94,7 @@ class ImageRequest(Value, frozen=True):
     mask: Picture | None = None
     markup: Picture | None = None
     input_fidelity: str | None = None
+    partial_images: int = 0
 
 
 class Account(Value, frozen=True):

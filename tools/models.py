@@ -17,6 +17,7 @@ from tools.errors import Refused
 
 DATA = Path(__file__).with_name("models.json")
 COMPRESSED = ("jpeg", "webp")
+NEVER_STREAMED = ("gif", "svg")
 CAN_BE_TRANSPARENT = ("png", "webp")
 BACKGROUNDS = ("auto", "opaque", "transparent")
 MODERATIONS = ("auto", "low")
@@ -131,6 +132,7 @@ def check(request: ImageRequest, prompt: str, today: date) -> tuple[str, ...]:
         *_check_age(model, today),
         *_check_capabilities(model, request),
         *_check_edit(model, request),
+        *_check_streaming(model, request),
         *_check_size(model, request),
     )
 
@@ -185,6 +187,7 @@ def _check_plain_parameters(request: ImageRequest) -> None:
             raise _no(f"{argument} is {_shown(value)!r}; allowed is {', '.join(allowed)}.", argument)
     _check_format(request)
     _check_inputs(request)
+    _check_partial_images(request)
 
 
 def _check_inputs(request: ImageRequest) -> None:
@@ -214,6 +217,30 @@ def _check_format(request: ImageRequest) -> None:
         )
     if request.output_format == "svg" and request.count != 1:
         raise _no(f"sample_count is {request.count}; svg is drawn one at a time.", "sample_count")
+
+
+def _check_partial_images(request: ImageRequest) -> None:
+    previews_max = catalogue().limits.partial_images_max
+    if not 0 <= request.partial_images <= previews_max:
+        raise _no(f"partial_images is {request.partial_images}; allowed is 0 to {previews_max}.", "partial_images")
+    if request.partial_images and request.output_format in NEVER_STREAMED:
+        raise _no(
+            f"partial_images is {request.partial_images}, but OpenAI streams no {request.output_format}; choose png, jpeg or "
+            "webp, or leave it out.",
+            "partial_images",
+        )
+
+
+def _check_streaming(model: Model, request: ImageRequest) -> tuple[str, ...]:
+    if not request.partial_images or model.streaming:
+        return ()
+    if model.streaming is None:
+        return (f"Whether {model.name} sends partial pictures is not known; OpenAI may refuse it.",)
+    raise Refused(
+        f"{model.name} sends no partial pictures; leave partial_images out or use {catalogue().default}.",
+        code="unsupported_streaming",
+        argument="partial_images",
+    )
 
 
 def _check_age(model: Model, today: date) -> tuple[str, ...]:

@@ -10,13 +10,14 @@ says whether it may have been billed (`failures`). Source of keys: openai-python
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, NamedTuple
 
 import msgspec
 
 from eventlog.values import ImageRequest, Rendered, Sha256, Usage, digest
+from tools import streaming
 from tools.failures import (
     NEXT_STEPS,
     NOTHING,
@@ -37,10 +38,12 @@ __all__ = [
     "Failure",
     "Reply",
     "ReplyImage",
+    "ReplyPartial",
     "build",
     "next_step",
     "printable",
     "read",
+    "read_partial",
     "transport_failure",
 ]
 
@@ -63,6 +66,13 @@ class ReplyImage(NamedTuple):
     format: str
     width: int
     height: int
+
+
+class ReplyPartial(NamedTuple):
+    """A picture that is not ready yet. `partial_index` counts from 0, as the API does."""
+
+    partial_index: int
+    image: ReplyImage
 
 
 class Reply(NamedTuple):
@@ -89,12 +99,15 @@ class _Body(msgspec.Struct, frozen=True, omit_defaults=True):
     output_compression: int | msgspec.UnsetType = msgspec.UNSET
     moderation: str | msgspec.UnsetType = msgspec.UNSET
     input_fidelity: str | msgspec.UnsetType = msgspec.UNSET
+    stream: bool | msgspec.UnsetType = msgspec.UNSET
+    partial_images: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Datum(msgspec.Struct):
     b64_json: str | None = None
 
 
+_Index = Annotated[int, msgspec.Meta(ge=0, le=100)]
 _Tokens = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
 
 
@@ -127,6 +140,21 @@ class _Answer(msgspec.Struct):
     error: msgspec.Raw = NOTHING
 
 
+class _Streamed(msgspec.Struct):
+    """One event of a stream. `partial_image_index` is of partial pictures only, `error` of errors."""
+
+    type: msgspec.Raw = NOTHING
+    b64_json: str | None = None
+    partial_image_index: msgspec.Raw = NOTHING
+    created_at: msgspec.Raw = NOTHING
+    usage: msgspec.Raw = NOTHING
+    background: msgspec.Raw = NOTHING
+    output_format: msgspec.Raw = NOTHING
+    quality: msgspec.Raw = NOTHING
+    size: msgspec.Raw = NOTHING
+    error: msgspec.Raw = NOTHING
+
+
 def build(request: ImageRequest, prompt: str, inputs: Mapping[Sha256, bytes] = MappingProxyType({})) -> ApiRequest:
     """The same request is the same bytes, always. Size and quality are named even when `auto`: they are the price.
 
@@ -144,13 +172,15 @@ def build(request: ImageRequest, prompt: str, inputs: Mapping[Sha256, bytes] = M
         output_compression=unset if request.output_compression is None else request.output_compression,
         moderation=request.moderation if request.moderation != "auto" else unset,
         input_fidelity=unset if request.input_fidelity is None else request.input_fidelity,
+        stream=True if request.partial_images else unset,
+        partial_images=request.partial_images or unset,
     )
     if not request.sources:
         return ApiRequest("POST", GENERATIONS, {"Content-Type": "application/json"}, msgspec.json.encode(body))
     return _multipart(request, msgspec.to_builtins(body), inputs)
 
 
-def _multipart(request: ImageRequest, fields: Mapping[str, str | int], inputs: Mapping[Sha256, bytes]) -> ApiRequest:
+def _multipart(request: ImageRequest, fields: Mapping[str, str | int | bool], inputs: Mapping[Sha256, bytes]) -> ApiRequest:
     """The boundary is a digest over everything between the boundaries, so no picture can contain it."""
     files = [("image[]", f"image-{number}", source) for number, source in enumerate(request.sources, start=1)]
     files += [("mask", "mask", request.mask)] if request.mask else []
@@ -160,7 +190,7 @@ def _multipart(request: ImageRequest, fields: Mapping[str, str | int], inputs: M
     pieces = []
     for name, value in fields.items():
         pieces += [b'--%b\r\nContent-Disposition: form-data; name="%b"\r\n\r\n' % (boundary, name.encode())]
-        pieces += [str(value).encode(), b"\r\n"]
+        pieces += [str(value).lower().encode() if isinstance(value, bool) else str(value).encode(), b"\r\n"]
     for name, stem, picture in files:
         disposition = f'form-data; name="{name}"; filename="{stem}.{picture.format}"'
         head = f"Content-Disposition: {disposition}\r\nContent-Type: image/{picture.format}\r\n\r\n"
@@ -175,6 +205,8 @@ def read(request: ImageRequest, status: int, headers: Mapping[str, str], body: b
     request_id = printable(headers.get("x-request-id", ""))[:100]
     if status != 200:
         return refused(status, headers, body)._replace(request_id=request_id)
+    if streaming.is_stream(headers.get("content-type", "")):
+        return _read_stream(request, headers, body)._replace(request_id=request_id)
     try:
         answer = msgspec.json.decode(body, type=_Answer)
     except UNREADABLE:
@@ -190,13 +222,86 @@ def read(request: ImageRequest, status: int, headers: Mapping[str, str], body: b
         failure = refused(status, headers, body)
         blocked = failure.code == "moderation_blocked"
         return failure._replace(billed="no" if blocked else "unknown", retry="never", request_id=request_id, kept=body)
+    return _checked(request, answer, body)._replace(request_id=request_id)
+
+
+def read_partial(event: streaming.StreamEvent) -> ReplyPartial | None:
+    """None for an event that brings something else. Blocking: decodes the picture's base64.
+
+    Raises:
+        BadPicture: it brings no whole picture.
+    """
+    try:
+        said = msgspec.json.decode(event.data, type=_Streamed)
+    except UNREADABLE:
+        return None
+    if not _kind(event, said).endswith(".partial_image"):
+        return None
+    index = decoded(_Index, said.partial_image_index)
+    if index is None:
+        raise BadPicture("a partial picture came without its number")
+    data = _bytes(said.b64_json, f"the partial picture {index}")
+    found = measure(data)
+    return ReplyPartial(index, ReplyImage(data, found.format, found.width, found.height))
+
+
+def _read_stream(request: ImageRequest, headers: Mapping[str, str], body: bytes) -> Reply | Failure:
+    """A stream to its end, or as far as it came. An event that is not whole is none: what is missing shows in their number."""
+    completed: list[_Streamed] = []
+    error, drawing = b"", False
+    for event in streaming.events(body):
+        try:
+            said = msgspec.json.decode(event.data, type=_Streamed)
+        except UNREADABLE:
+            continue
+        kind = _kind(event, said)
+        if kind.endswith(".completed"):
+            completed.append(said)
+        elif kind == "error" or bytes(said.error) != b"null":
+            error = event.data if bytes(said.error) != b"null" else b'{"error":%b}' % event.data
+        drawing = drawing or kind.endswith(".partial_image")
+    if len(completed) >= request.count:
+        return _checked(request, _as_one(completed), body)
+    if error:
+        failure = refused(200, headers, error)
+        # A refusal of the prompt costs nothing. Whether a picture costs that was begun and then blocked is not published.
+        free = failure.code == "moderation_blocked" and not drawing and not completed
+        return failure._replace(billed="no" if free else "unknown", retry="never", kept=body)
+    message = f"OpenAI's stream ended after {len(completed)} of {request.count} pictures, and may have charged for all of them"
+    return Failure("outcome_unknown", sentence(message), "unknown", status=200, kept=body)
+
+
+def _kind(event: streaming.StreamEvent, said: _Streamed) -> str:
+    return decoded(str, said.type) or event.name
+
+
+def _as_one(completed: Sequence[_Streamed]) -> _Answer:
+    """The answer that the same pictures would have been without a stream.
+
+    Of several pictures each brings its event. Whether a usage in every one of them is that picture's or the sum so far
+    is not published, so it counts only where one of them has any.
+    """
+    usages = [said.usage for said in completed if bytes(said.usage) != b"null"]
+    last = completed[-1]
+    return _Answer(
+        data=[_Datum(said.b64_json) for said in completed],
+        created=last.created_at,
+        usage=usages[0] if len(usages) == 1 else NOTHING,
+        background=last.background,
+        output_format=last.output_format,
+        quality=last.quality,
+        size=last.size,
+    )
+
+
+def _checked(request: ImageRequest, answer: _Answer, body: bytes) -> Reply | Failure:
     usage = _usage(answer)
     try:
         images = _images(request, answer)
     except BadPicture as exc:
         message = sentence(f"OpenAI answered, and charged, but not with what was asked: {exc}")
-        return Failure("bad_reply", message, "yes", status=status, request_id=request_id, kept=body, usage=usage)
-    return Reply(images, usage, _rendered(answer), request_id, decoded(int, answer.created), bytes(answer.svg_usage) != b"null")
+        return Failure("bad_reply", message, "yes", status=200, kept=body, usage=usage)
+    return Reply(images, usage, _rendered(answer), "", decoded(int, answer.created), bytes(answer.svg_usage) != b"null")
 
 
 def _images(request: ImageRequest, answer: _Answer) -> tuple[ReplyImage, ...]:
@@ -207,14 +312,7 @@ def _images(request: ImageRequest, answer: _Answer) -> tuple[ReplyImage, ...]:
 
 
 def _image(request: ImageRequest, datum: _Datum, number: int) -> ReplyImage:
-    if datum.b64_json is None:
-        raise BadPicture(f"picture {number} came without its bytes")
-    try:
-        data = base64.b64decode(datum.b64_json, validate=True)
-    except (binascii.Error, ValueError) as exc:
-        raise BadPicture(f"picture {number} is not base64 ({exc})") from exc
-    if base64.b64encode(data[-(len(data) % 3 or 3) :]).decode() != datum.b64_json[-4:]:
-        raise BadPicture(f"picture {number} is not base64 as it should be: bits are left over at its end")
+    data = _bytes(datum.b64_json, f"picture {number}")
     found = measure(data)
     if found.format != request.output_format:
         raise BadPicture(f"picture {number} is {found.format} where {request.output_format} was ordered")
@@ -222,6 +320,18 @@ def _image(request: ImageRequest, datum: _Datum, number: int) -> ReplyImage:
     if request.size != "auto" and found.format not in ("svg", "gif") and request.size != f"{found.width}x{found.height}":
         raise BadPicture(f"picture {number} is {found.width}x{found.height} where {request.size} was ordered")
     return ReplyImage(data, found.format, found.width, found.height)
+
+
+def _bytes(text: str | None, what: str) -> bytes:
+    if text is None:
+        raise BadPicture(f"{what} came without its bytes")
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as exc:
+        raise BadPicture(f"{what} is not base64 ({exc})") from exc
+    if base64.b64encode(data[-(len(data) % 3 or 3) :]).decode() != text[-4:]:
+        raise BadPicture(f"{what} is not base64 as it should be: bits are left over at its end")
+    return data
 
 
 def _usage(answer: _Answer) -> Usage | None:

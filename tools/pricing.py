@@ -81,6 +81,8 @@ class PriceTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     stale_after_days: int
     prompt_overhead_tokens: int
     overhead_source: str
+    partial_image_tokens: int
+    partial_image_source: str
     sizes_when_auto: tuple[str, ...]
     formula: _Formula
     legacy_tokens_source: str
@@ -104,7 +106,8 @@ def estimate(request: ImageRequest, prompt: str) -> CostRange:
     The upper bound holds for every choice that `auto` leaves to the API among the qualities of the model and
     the usual sizes. It counts a token for every UTF-8 byte of the prompt, because no tokenizer makes more, and the
     prompt once for every picture, because whether it is billed once or for each of them is not published. The same
-    goes for the sources of an edit, each with the most tokens that a picture can have, and for its mask.
+    goes for the sources of an edit, each with the most tokens that a picture can have, and for its mask. Partial pictures
+    are in it for every picture; fewer may come, so the lower bound is without them.
     """
     price = _price(request.model)
     if request.output_format in ("gif", "svg"):
@@ -119,7 +122,8 @@ def estimate(request: ImageRequest, prompt: str) -> CostRange:
     text_most = overhead + len(prompt.encode("utf-8", "surrogatepass"))
     out, text, image = Fraction(price.image_out), Fraction(price.text_in), Fraction(price.image_in or 0)
     least = request.count * images[0] * out + overhead * text + into[0] * image
-    most = request.count * (images[1] * out + text_most * text + into[1] * image)
+    partials = request.partial_images * table().partial_image_tokens
+    most = request.count * ((images[1] + partials) * out + text_most * text + into[1] * image)
     return CostRange(low=MicroUSD(floor(least)), high=MicroUSD(ceil(most)), table=table().version)
 
 
