@@ -103,6 +103,14 @@ class Draw(Arguments, frozen=True, kw_only=True):
     sample_count: Annotated[
         int, Meta(ge=1, le=_LIMITS.count_max, description="How many pictures. All are drawn in one request and billed together.")
     ] = 1
+    partial_images: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=_LIMITS.partial_images_max,
+            description="How many previews to show while it is drawn, at most; each adds to the cost. Not for gif and svg.",
+        ),
+    ] = 0
     return_base64: ReturnBase64 = False
     include_thumbnail: IncludeThumbnail = None
     idempotency_key: Annotated[

@@ -46,6 +46,7 @@ NAMES = {  # of options, and of the operation's arguments that they are
     "model": "model",
     "moderation": "moderation",
     "fidelity": "input_fidelity",
+    "partial_images": "partial_images",
     "idempotency_key": "idempotency_key",
     "dry_run": "dry_run",
 }
@@ -139,6 +140,8 @@ def _add_looks(parser: Parser) -> None:
     _choice(parser, "background", "background", "")
     parser.add_argument("--transparent", action="store_true", help="the same as --background transparent")
     parser.add_argument("--compression", type=int, metavar="PERCENT", help="of quality kept, for jpeg and webp (100)")
+    previews = "how many previews to ask for while it is drawn, at most; each adds to the cost (0)"
+    parser.add_argument("--partial-images", type=int, metavar="N", help=previews)
     models = parser.add_argument(
         "--model", metavar="NAME", help="see `imaged models`; left out: OPENAI_IMAGE_MODEL or the default"
     )

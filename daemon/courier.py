@@ -4,7 +4,7 @@ Rule: one call is one request on the wire. Nothing here tries again; whether to 
 is answered by the worker. The only file that knows httpx.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from daemon.config import Secret, Settings
 from daemon.errors import BadConfiguration
 from eventlog.values import Account
 from tools.openai_api import ApiRequest, Failure, transport_failure
+from tools.streaming import is_stream
 
 CONNECT_SECONDS_MAX = 10.0
 WRITE_SECONDS_MAX = 120.0  # up to 16 source images of 50 MB
@@ -24,6 +25,7 @@ READ_SECONDS_MAX = 600.0  # silence while the picture is drawn; 3-5 minutes were
 ATTEMPT_SECONDS_MAX = 900.0
 CLOSE_SECONDS_MAX = 2.0
 MODELS_SECONDS_MAX = 20.0  # a list of some kilobytes
+EVENT_END = b"\n\n"  # as the stand-in writes it
 REPLY_BYTES_MAX = 512 * 1024 * 1024  # ten 4K PNGs in base64 are about 330 MB
 
 
@@ -37,8 +39,12 @@ _NOTHING_LEFT = (
 )
 
 
+Hear = Callable[[bytes], Awaitable[None]]
+"""Is given every piece of a stream as it arrives, and must not fail for what it makes of it."""
+
+
 class RawReply(NamedTuple):
-    """A complete HTTP answer. Header names are lower case."""
+    """A complete HTTP answer or, of a stream, as much as came: its events tell what is missing. Header names are lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -68,7 +74,9 @@ class Courier:
         async with online, httpx.AsyncClient(timeout=None, transport=_StandIn(offline_seconds)) as local:
             yield cls(online, local)
 
-    async def send(self, request: ApiRequest, account: Account, key: Secret | None, client_request_id: str) -> RawReply | Failure:
+    async def send(
+        self, request: ApiRequest, account: Account, key: Secret | None, client_request_id: str, hear: Hear | None = None
+    ) -> RawReply | Failure:
         """One attempt. Failures of the connection come back as values, split by whether money may be spent."""
         client = self._local if account.backend == "offline" else self._online
         headers = {**request.headers, "X-Client-Request-Id": client_request_id, "Accept": "application/json"}
@@ -80,16 +88,18 @@ class Courier:
         if account.project:
             headers["OpenAI-Project"] = account.project
         url = (account.base_url or "http://offline.invalid/v1") + request.path
+        stream: list[RawReply] = []
         try:
             with trio.fail_after(ATTEMPT_SECONDS_MAX):
                 sent = client.build_request(request.method, url, headers=headers, content=request.body)
-                return await _whole(await client.send(sent, stream=True))
+                return await _whole(await client.send(sent, stream=True), hear, stream)
         except _NOTHING_LEFT as exc:
             return transport_failure("not_sent", str(exc) or type(exc).__name__)
         except httpx.LocalProtocolError:  # its text may quote a header, and with it the key
             return transport_failure("not_sent", "the request could not be put into HTTP")
         except (httpx.HTTPError, httpx.StreamError, trio.TooSlowError, _TooLong) as exc:
-            return transport_failure("outcome_unknown", str(exc) or type(exc).__name__)
+            # A stream that is cut may have brought the whole picture before, so what came of it is read like any other.
+            return stream[0] if stream else transport_failure("outcome_unknown", str(exc) or type(exc).__name__)
 
 
 async def ask_for_models(settings: Settings) -> RawReply | Failure:
@@ -106,18 +116,26 @@ class _TooLong(Exception):
         super().__init__(f"the answer is longer than {REPLY_BYTES_MAX} bytes")
 
 
-async def _whole(reply: httpx.Response) -> RawReply:
+async def _whole(reply: httpx.Response, hear: Hear | None, stream: list[RawReply]) -> RawReply:
+    """`stream` gets what came of an event stream that does not come to its end."""
+    headers = {name.lower(): value for name, value in reply.headers.items()}
+    streamed = reply.status_code == 200 and is_stream(headers.get("content-type", ""))
+    pieces: list[bytes] = []
     try:
-        body = await _read_bounded(reply)
+        try:
+            await _read_bounded(reply, pieces, hear if streamed else None)
+        except (httpx.HTTPError, httpx.StreamError, trio.Cancelled):
+            if streamed:
+                stream.append(RawReply(reply.status_code, headers, b"".join(pieces)))
+            raise
     finally:
         # Shielded: the body may be paid for, and a stop that arrives now must not cost it. Bounded by the deadline.
         with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
             await reply.aclose()
-    return RawReply(reply.status_code, {name.lower(): value for name, value in reply.headers.items()}, body)
+    return RawReply(reply.status_code, headers, b"".join(pieces))
 
 
-async def _read_bounded(reply: httpx.Response) -> bytes:
-    pieces: list[bytes] = []
+async def _read_bounded(reply: httpx.Response, pieces: list[bytes], hear: Hear | None) -> None:
     size = 0
     # Not `aiter_bytes`: after the last byte it closes the reply itself, and a stop that arrives there costs the body.
     assert isinstance(reply.stream, httpx.AsyncByteStream)
@@ -126,7 +144,8 @@ async def _read_bounded(reply: httpx.Response) -> bytes:
         if size > REPLY_BYTES_MAX:
             raise _TooLong
         pieces.append(piece)
-    return b"".join(pieces)
+        if hear is not None:
+            await hear(piece)
 
 
 class _StandIn(httpx.AsyncBaseTransport):
@@ -137,6 +156,16 @@ class _StandIn(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         body = await request.aread()
-        await trio.sleep(self._seconds)
         answer = await trio.to_thread.run_sync(partial(offline.answer, request.method, request.url.path, body))
-        return httpx.Response(answer.status, headers=dict(answer.headers), content=answer.body, request=request)
+        headers = dict(answer.headers)
+        if is_stream(headers["content-type"]):
+            return httpx.Response(answer.status, headers=headers, content=self._spaced(answer.body), request=request)
+        await trio.sleep(self._seconds)
+        return httpx.Response(answer.status, headers=headers, content=answer.body, request=request)
+
+    async def _spaced(self, body: bytes) -> AsyncIterator[bytes]:
+        """One event after another, so that previews are there before the picture is."""
+        sent = body.split(EVENT_END)[:-1]
+        for event in sent:
+            await trio.sleep(self._seconds / len(sent))
+            yield event + EVENT_END

@@ -30,6 +30,7 @@ from eventlog.events import (
     JobRequested,
     JobResolved,
     JobStarted,
+    PartialReceived,
     ReplyReceived,
     RequestReceived,
     WordsForgotten,
@@ -230,6 +231,18 @@ def fail_attempt(failed: AttemptFailed, message: str, *, final: bool) -> Decisio
         elif final:
             events += (JobFailed(job=failed.job, code=failed.code, billed=failed.billed),)
         return Facts(events, Words(salt="", message=message))
+
+    return decide
+
+
+def receive_partial(partial: PartialReceived) -> Decision:
+    """Nothing once the attempt is over, or on a full disk: what room is left belongs to the pictures themselves."""
+
+    def decide(views: Views) -> Facts:
+        job = views.board.get(partial.job)
+        if views.log_full or job is None or (job.stage, job.attempts) != (Stage.ATTEMPTING, partial.attempt):
+            return NOTHING
+        return Facts((partial,))
 
     return decide
 

@@ -132,7 +132,7 @@ async def _wait(house: House, caller: Caller, job_id: JobId, patience_seconds: f
     """The job when it is over, or as it stands when the caller's patience ends. Tells its progress meanwhile."""
     started = trio.current_time()
     give_up_at = started + patience_seconds
-    told: tuple[Stage, int] | None = None
+    told: tuple[Stage, int, int] | None = None
     next_beat = started
     while True:
         seen = house.ledger.position
@@ -144,8 +144,10 @@ async def _wait(house: House, caller: Caller, job_id: JobId, patience_seconds: f
         if job.state.is_over or now >= give_up_at or begins_no_more:
             await house.ledger.durable(job.position)
             return job
-        if (job.stage, job.attempts) != told or now >= next_beat:
-            told = (job.stage, job.attempts)
+        stands = (job.stage, job.attempts, len(job.previews))
+        if stands != told or now >= next_beat:
+            await house.ledger.durable(job.position)
+            told = stands
             next_beat = now + HEARTBEAT_SECONDS
             await caller.progress(now - started, _progress(house, job, now - started))
         with trio.move_on_at(min(give_up_at, next_beat)):
@@ -166,5 +168,8 @@ def _progress(house: House, job: Job, seconds: float) -> str:
             return "starting"
         case Stage.REPLIED:
             return "received; saving"
+        case _ if job.previews:
+            there, wanted = len(job.previews), job.request.partial_images * job.request.count
+            return f"preview {there} of {wanted} is there: imaged://preview/{job.id}/{there}; {seconds:.0f} s so far"
         case _:
             return f"drawing with {job.request.model}, {seconds:.0f} s so far"

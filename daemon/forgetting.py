@@ -141,7 +141,7 @@ async def _carry_out(house: House, found: Traces, with_files: Collection[JobId])
 
 
 def _pictures(job: Job) -> set[Sha256]:
-    wanted = (*job.request.sources, job.request.mask, job.request.markup, *job.pictures)
+    wanted = (*job.request.sources, job.request.mask, job.request.markup, *job.pictures, *job.previews)
     return {picture.sha256 for picture in wanted if picture is not None}
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple
 from xml.sax.saxutils import escape
 
 import msgspec
@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
 from tools import decoder, pricing
 from tools.pictures import BadPicture, Measured, measure
+from tools.streaming import CONTENT_TYPE
 
 FONT = Path(__file__).with_name("offline.otf")
 SIZE_WHEN_AUTO = "1024x1024"
@@ -50,6 +51,8 @@ class _Order(msgspec.Struct, forbid_unknown_fields=True):
     output_format: str = "png"
     output_compression: int = 100
     moderation: str = "auto"
+    stream: bool = False
+    partial_images: Annotated[int, msgspec.Meta(ge=0, le=3)] = 0
 
 
 class _Edit(_Order, forbid_unknown_fields=True):
@@ -135,7 +138,8 @@ def _drawn(order: _Order, sources: list[_Source]) -> Answer:
     text_tokens = 6 + len(order.prompt.encode()) // 4
     fidelity = order.input_fidelity if isinstance(order, _Edit) else None
     source_tokens = sum(pricing.input_tokens(order.model, *source.found[1:], fidelity) or 0 for source in sources)
-    image_tokens = order.n * (pricing.output_tokens(order.model, size, quality) or 1756)
+    partials = order.partial_images * pricing.table().partial_image_tokens
+    image_tokens = order.n * ((pricing.output_tokens(order.model, size, quality) or 1756) + partials)
     reply = {
         "created": int(time.time()),
         "background": "transparent" if order.background == "transparent" else "opaque",
@@ -152,7 +156,34 @@ def _drawn(order: _Order, sources: list[_Source]) -> Answer:
         },
     }
     request_id = "offline-" + hashlib.sha256(msgspec.json.encode(order)).hexdigest()[:16]
+    if order.stream:
+        kind = "image_edit" if isinstance(order, _Edit) else "image_generation"
+        body = _streamed(
+            kind, reply, [_unfinished(order, sources, (width, height), step) for step in range(order.partial_images)]
+        )
+        return Answer(200, {"content-type": CONTENT_TYPE, "x-request-id": request_id}, body)
     return Answer(200, {"content-type": "application/json", "x-request-id": request_id}, msgspec.json.encode(reply))
+
+
+def _unfinished(order: _Order, sources: list[_Source], size: tuple[int, int], step: int) -> str:
+    """The first picture, darker the earlier it is."""
+    dark = ImageEnhance.Brightness(_draw(order, sources, size, 1)).enhance((step + 1) / (order.partial_images + 1))
+    return base64.b64encode(_encode(dark, order)).decode("ascii")
+
+
+def _streamed(kind: str, reply: Mapping[str, Any], partials: list[str]) -> bytes:
+    """As the API sends it: the partial pictures, then one event for every picture; the usage of all stands in the last."""
+    same = {"created_at": reply["created"], **{name: reply[name] for name in ("background", "output_format", "quality", "size")}}
+    events = [
+        (f"{kind}.partial_image", {**same, "b64_json": picture, "partial_image_index": index})
+        for index, picture in enumerate(partials)
+    ]
+    events += [(f"{kind}.completed", {**same, **picture}) for picture in reply["data"]]
+    usage = {name: count for name, count in reply["usage"].items() if name != "output_tokens_details"}
+    events[-1][1]["usage"] = usage
+    return b"".join(
+        b"event: %b\ndata: %b\n\n" % (name.encode(), msgspec.json.encode({"type": name, **data})) for name, data in events
+    )
 
 
 def _draw(order: _Order, sources: list[_Source], size: tuple[int, int], number: int) -> Image.Image:

@@ -108,6 +108,7 @@ class Order(NamedTuple):
             mask=snapshot.mask and references.picture(snapshot.mask),
             markup=snapshot.markup and references.picture(snapshot.markup),
             input_fidelity=asked.input_fidelity if isinstance(asked, Redraw) else None,
+            partial_images=asked.partial_images,
         )
 
 

@@ -114,7 +114,8 @@ class JobReport(JobSummary, frozen=True, kw_only=True):
 
     `next_step` is what to do about `error_code`, `retry_at` when a job between two attempts asks again. `imported` names
     the earlier program that drew it; `missing_files` are those that were not found when it was imported. `retry_of` is
-    the job that this one draws again. Of a dry run the `state` is "dry_run", and there is no `job_id`.
+    the job that this one draws again, `previews` the resources of what came of an unfinished picture. Of a dry run the
+    `state` is "dry_run", and there is no `job_id`.
     """
 
     state: State | Literal["dry_run"]  # type: ignore[assignment]  # a list never tells of a dry run
@@ -138,6 +139,7 @@ class JobReport(JobSummary, frozen=True, kw_only=True):
     missing_files: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     retry_of: str | None = None
+    previews: tuple[str, ...] = ()
 
 
 class JobPage(Result, frozen=True, kw_only=True):
@@ -258,6 +260,7 @@ def report(job: Job, *, warnings: tuple[str, ...] = (), message: str = "") -> Jo
         missing_files=job.missing,
         warnings=warnings,
         retry_of=job.retry_of,
+        previews=tuple(f"imaged://preview/{job.id}/{number}" for number in range(1, len(job.previews) + 1)),
     )
 
 

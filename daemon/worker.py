@@ -20,6 +20,7 @@ from daemon import decisions
 from daemon.courier import Courier, RawReply
 from daemon.keyring import Keyring
 from daemon.ledger import Decision, Ledger, RunBlocking
+from daemon.previews import Previews
 from eventlog.disk import Disk
 from eventlog.events import AttemptFailed, AttemptStarted, JobCompleted, ReplyReceived
 from eventlog.jobs import Job, Stage
@@ -120,7 +121,8 @@ class Worker:
         while not await self._ledger.record(decisions.start_attempt(started, self._keyring.total_max)):
             await self._ledger.wait_beyond(self._ledger.position)  # no place; or unwanted, and `_stop_when_unwanted` ends us
         key = self._keyring.key(job.account)
-        outcome = await self._courier.send(request, job.account, key, started.client_request_id)
+        previews = Previews(self._ledger, self._store, job.request, started, self._run_blocking)
+        outcome = await self._courier.send(request, job.account, key, started.client_request_id, previews.hear)
         # Shielded, as all that follows except for the waiting: the answer is here and may be paid for, so no stop reaches
         # us before it is on disk. Bounded by decoding one answer of bounded size and writing it.
         with trio.CancelScope(shield=True):

@@ -1,0 +1,142 @@
+"""Previews over a real socket: they are kept and named, and never cost the picture; a stream cut short is never paid twice."""
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.errors import NotRunning
+from eventlog.values import Sha256
+from tests.program import Program, running, wait_until
+from tests.standin import Behaviour, Request, StandIn
+from tools.files import Store
+from tools.streaming import StreamEvent, events
+
+ORDER = {"prompt": "A fox in the snow", "quality": "low", "size": "1024x1024", "partial_images": 2}
+
+
+def settings(url: str) -> dict[str, str]:
+    return {"IMAGED_BACKEND": "openai", "OPENAI_API_KEY": "sk-test-canary-0123456789", "OPENAI_BASE_URL": url}
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Program, StandIn]]:
+    with StandIn() as api, running(tmp_path_factory.mktemp("streams"), **settings(api.url)) as program:
+        yield program, api
+
+
+def drawn(program: Program, name: str, **more: Any) -> dict[str, Any]:
+    result: dict[str, Any] = program.ask("generate_image", output_path=f"{name}.png", again=True, **{**ORDER, **more})["result"]
+    return result
+
+
+def begin(request: Request, *, chunked: bool = False) -> None:
+    request.handler.send_response(200)
+    request.handler.send_header("content-type", "text/event-stream")
+    request.handler.send_header("connection", "close")
+    if chunked:
+        request.handler.send_header("transfer-encoding", "chunked")
+    request.handler.end_headers()
+    request.handler.close_connection = True
+
+
+def write(request: Request, *sent: StreamEvent, chunked: bool = False) -> None:
+    for event in sent:
+        data = b"event: %b\ndata: %b\n\n" % (event.name.encode(), event.data)
+        request.handler.wfile.write(b"%x\r\n%b\r\n" % (len(data), data) if chunked else data)
+        request.handler.wfile.flush()
+
+
+def streams(*wanted: int | StreamEvent, cut: bool = False) -> Behaviour:
+    """The events of a good stream by their number, or others. With `cut` it breaks where it ends."""
+
+    def behave(request: Request) -> None:
+        good = events(request.good_reply())
+        begin(request, chunked=cut)
+        write(request, *(good[one] if isinstance(one, int) else one for one in wanted), chunked=cut)
+
+    return behave
+
+
+def plain(request: Request) -> None:
+    request.body = json.dumps({k: v for k, v in request.json.items() if k not in ("stream", "partial_images")}).encode()
+    request.reply(200, request.good_reply())
+
+
+GARBAGE = StreamEvent(
+    "image_generation.partial_image",
+    json.dumps({"b64_json": base64.b64encode(b"no picture").decode(), "partial_image_index": 0}).encode(),
+)
+BLOCKED = StreamEvent("error", json.dumps({"error": {"message": "blocked", "code": "moderation_blocked"}}).encode())
+
+ENDINGS: list[tuple[str, Behaviour, str, str, str, int]] = [
+    ("whole", streams(0, 1, 2), "completed", "", "yes", 2),
+    ("fewer", streams(1, 2), "completed", "", "yes", 1),
+    ("more than asked", streams(0, 1, 0, 1, 2), "completed", "", "yes", 2),
+    ("garbage", streams(GARBAGE, 1, 2), "completed", "", "yes", 1),
+    ("cut behind completed", streams(0, 1, 2, cut=True), "completed", "", "yes", 2),
+    ("cut before all", streams(cut=True), "interrupted", "outcome_unknown", "unknown", 0),
+    ("cut behind a preview", streams(0, cut=True), "interrupted", "outcome_unknown", "unknown", 1),
+    ("ends before completed", streams(0, 1), "interrupted", "outcome_unknown", "unknown", 2),
+    ("blocked at once", streams(BLOCKED), "failed", "moderation_blocked", "no", 0),
+    ("blocked after drawing", streams(0, BLOCKED), "interrupted", "moderation_blocked", "unknown", 1),
+    ("JSON instead", plain, "completed", "", "yes", 0),
+]
+
+
+@pytest.mark.parametrize(("name", "behaviour", "state", "code", "billed", "previews"), ENDINGS, ids=[e[0] for e in ENDINGS])
+def test_a_stream_is_one_request_whose_previews_are_kept_however_it_ends(
+    house: tuple[Program, StandIn], name: str, behaviour: Behaviour, state: str, code: str, billed: str, previews: int
+) -> None:
+    program, api = house
+    asked = len(api.requests)
+    api.will(behaviour)
+    job = drawn(program, name.replace(" ", "-"))
+    assert (job["state"], job["error_code"], job["billed"], len(job["previews"])) == (state, code, billed, previews)
+    assert len(api.requests) == asked + 1
+    store = Store.open(program.places.store)
+    facts = [event for commit in program.log() for event in commit.events if getattr(event, "job", "") == job["job_id"]]
+    partials = [event for event in facts if type(event).__name__ == "PartialReceived"]
+    assert len(partials) == previews
+    for event in partials:
+        assert store.get(event.picture.sha256)  # type: ignore[union-attr]
+    if code == "outcome_unknown" and previews:
+        (failed,) = [event for event in facts if type(event).__name__ == "AttemptFailed"]
+        assert b"partial_image" in store.get(failed.kept.sha256)  # type: ignore[union-attr]
+
+
+def test_previews_survive_a_kill_and_the_picture_is_not_asked_for_again(tmp_path: Path) -> None:
+    sent, over = threading.Event(), threading.Event()
+
+    def preview_and_silence(request: Request) -> None:
+        begin(request)
+        write(request, events(request.good_reply())[0])
+        sent.set()
+        over.wait(30)
+
+    with StandIn(preview_and_silence) as api:
+        with running(tmp_path, **settings(api.url)) as program:
+            asking = threading.Thread(target=ask_and_be_left, args=(program,), daemon=True)
+            asking.start()
+            assert sent.wait(20)
+            wait_until(lambda: bool(program.ask("list_jobs")["result"]["jobs"]), "the job")
+            (listed,) = program.ask("list_jobs")["result"]["jobs"]
+            wait_until(
+                lambda: len(program.ask("check_job_status", job_id=listed["job_id"])["result"]["previews"]) == 1, "a preview"
+            )
+            program.kill()
+            asking.join(20)
+        over.set()
+        with running(tmp_path, **settings(api.url)) as program:
+            job = program.ask("check_job_status", job_id=listed["job_id"])["result"]
+            assert (job["state"], job["billed"], len(job["previews"])) == ("interrupted", "unknown", 1)
+            assert len(api.requests) == 1
+
+
+def ask_and_be_left(program: Program) -> None:
+    with pytest.raises(NotRunning):
+        drawn(program, "fox")
