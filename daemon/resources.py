@@ -27,6 +27,7 @@ from tools.errors import FileFailed
 
 GENERATION = "imaged://generation/{uuid}"
 IMAGE = "imaged://image/{uuid}/{n}"
+PREVIEW = "imaged://preview/{uuid}/{n}"
 NO_SUCH_RESOURCE = "no_such_resource"  # the code of a refusal that says: not there, or not any more
 
 GENERATIONS_A_PAGE = 50
@@ -34,7 +35,7 @@ NAME_CHARACTERS_MAX = 60
 PATH_CHARACTERS_MAX = 1024  # only what an earlier program left can be longer than names allow
 URI_CHARACTERS_SHOWN_MAX = 120
 VALUES_MAX = 100  # in one completion; the protocol's own limit
-_URI = re.compile(r"imaged://(?:generation/([^/?#]{1,64})|image/([^/?#]{1,64})/([1-9][0-9]{0,3}))")
+_URI = re.compile(r"imaged://(?:generation/([^/?#]{1,64})|(image|preview)/([^/?#]{1,64})/([1-9][0-9]{0,3}))")
 _CURSOR = re.compile(r"([0-9]{1,18})\.([0-9]{1,18})")
 _VARIABLE = re.compile(r"{([a-z]+)}")
 _MIME = {"svg": "image/svg+xml"}
@@ -110,6 +111,15 @@ TEMPLATES = (
         description=(
             "Picture n, from 1, of a finished generation: the whole original, byte for byte as the API sent it, however large. "
             "Above 700 kB of base64 some clients refuse it; the file at the picture's path serves everybody on this machine."
+        ),
+    ),
+    Template(
+        uri=PREVIEW,
+        name="preview",
+        title="One preview as it was received",
+        description=(
+            "Preview n, from 1, of a job that was ordered with partial_images: there as soon as it has come, also while the "
+            "picture is still being drawn, and of one that never came to its end."
         ),
     ),
 )
@@ -214,12 +224,14 @@ async def read(house: House, uri: str) -> Contents:
     """
     parts = _URI.fullmatch(uri)
     if parts is None:
-        raise _gone(f'There is no resource "{_shown(uri)}"; addresses are {GENERATION} and {IMAGE}, with n from 1.')
-    job = await _completed(house, parts[1] or parts[2])
-    if parts[3] is None:
+        raise _gone(f'There is no resource "{_shown(uri)}"; addresses are {GENERATION}, {IMAGE} and {PREVIEW}, with n from 1.')
+    if parts[2] == "preview":
+        return await _preview(house, parts[3], int(parts[4]))
+    job = await _completed(house, parts[1] or parts[3])
+    if parts[4] is None:
         report = results.report(job)
         return Contents(mime_type="application/json", text=msgspec.json.encode(report).decode())
-    n = int(parts[3])
+    n = int(parts[4])
     if n > len(job.images):
         count = len(job.images)
         raise _gone(f"Generation {job.id} has no picture {n}; it has {count}" + (f", numbered 1 to {count}." if count else "."))
@@ -233,11 +245,31 @@ async def read(house: House, uri: str) -> Contents:
     return Contents(mime_type=_mime(image.format), blob=blob)
 
 
-async def _completed(house: House, job_id: str) -> Job:
+async def _preview(house: House, job_id: str, n: int) -> Contents:
+    """Of a job in whatever state."""
+    job = await _found(house, job_id)
+    if n > len(job.previews):
+        raise _gone(f"Job {job.id} has no preview {n}; {len(job.previews)} came so far. check_job_status lists those there are.")
+    preview = job.previews[n - 1]
+    try:
+        data = await trio.to_thread.run_sync(house.store.get, preview.sha256)
+    except FileFailed as exc:
+        if exc.code != "not_there":
+            raise
+        raise _gone(f"The store does not hold preview {n} of {job.id} any more.") from exc
+    return Contents(mime_type=_mime(preview.format), blob=base64.b64encode(data).decode("ascii"))
+
+
+async def _found(house: House, job_id: str) -> Job:
     job = await house.find_job(job_id.lower())
     if job is None:
         raise _gone(f"There is no generation {_shown(job_id)}; list_history shows those there are.")
     await house.ledger.durable(job.position)
+    return job
+
+
+async def _completed(house: House, job_id: str) -> Job:
+    job = await _found(house, job_id)
     if not (job.state is JobState.COMPLETED or job.images):
         raise _gone(
             f"Job {job.id} is {job.state.value}, so it has no generation to read; check_job_status tells where it stands."
@@ -275,8 +307,8 @@ async def complete(house: House, template: str, variable: str, typed: str, chose
         Refused: there is no such template, or it has no such variable.
         IndexUnavailable, EventLogError
     """
-    if template not in (GENERATION, IMAGE):
-        raise _no(f'There is no resource template "{_shown(template)}"; there are {GENERATION} and {IMAGE}.')
+    if template not in (GENERATION, IMAGE, PREVIEW):
+        raise _no(f'There is no resource template "{_shown(template)}"; there are {GENERATION}, {IMAGE} and {PREVIEW}.')
     if variable not in _VARIABLE.findall(template):
         raise _no(f'{template} has no variable "{_shown(variable)}".')
     if variable == "uuid":
@@ -285,7 +317,8 @@ async def complete(house: House, template: str, variable: str, typed: str, chose
     if job is None:
         return NOTHING
     await house.ledger.durable(job.position)
-    return Choices.among(tuple(str(n) for n in range(1, len(job.images) + 1)), typed)
+    count = len(job.previews if template == PREVIEW else job.images)
+    return Choices.among(tuple(str(n) for n in range(1, count + 1)), typed)
 
 
 async def complete_uuid(house: House, typed: str) -> Choices:

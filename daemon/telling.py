@@ -53,6 +53,13 @@ async def tell(
                 )
             except (pictures.BadPicture, FileFailed) as exc:
                 notes.append(f"No preview of {image.path or 'the picture'}: {exc}")
+    if job.previews and thumbnail_wanted and not job.state.is_over:
+        try:
+            thumbnail = await trio.to_thread.run_sync(partial(_of_newest, house, job, settings), limiter=house.vetting)
+            attachments.append(thumbnail)
+            notes.append(f"Attached is preview {len(job.previews)} of a picture that is still being drawn.")
+        except (pictures.BadPicture, FileFailed) as exc:
+            notes.append(f"The newest preview cannot be shown: {exc}")
     notes += [a.note for a in attachments if a.note]
     notes += [_credentials(house, image) for image in job.images if image.derived]
     failed = job.state in (JobState.FAILED, JobState.CANCELLED, JobState.INTERRUPTED)
@@ -79,6 +86,15 @@ def _credentials(house: House, image: StoredImage) -> str:
         f"file is a copy with added metadata and marked as derived; the original is {house.store.path(image.original)}. With "
         "OPENAI_IMAGE_EMBED_METADATA=sidecar files stay as they come."
     )
+
+
+def _of_newest(house: House, job: Job, settings: Settings) -> Attachment:
+    """Blocking. The newest preview as a thumbnail."""
+    wanted = settings.thumbnails
+    smaller = (wanted.size_px, *(edge for edge in PREVIEW_EDGES_PX if edge < wanted.size_px))
+    data = house.store.get(job.previews[-1].sha256)
+    room = settings.inline_bytes_max * 3 // 4
+    return Attachment("image/jpeg", decoder.preview(data, smaller, wanted.quality, bytes_max=room)[0])
 
 
 class _Wanted(NamedTuple):

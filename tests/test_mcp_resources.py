@@ -148,7 +148,7 @@ def draw(prompt: str) -> dict[str, object]:
 
 def test_templates_say_how_to_name_a_resource(asking: Asking) -> None:
     templates = asking.result("resources/templates/list")["resourceTemplates"]
-    assert [template["uriTemplate"] for template in templates] == [resources.GENERATION, resources.IMAGE]
+    assert [template["uriTemplate"] for template in templates] == [resources.GENERATION, resources.IMAGE, resources.PREVIEW]
     assert all(template["name"] and template["title"] and template["description"] for template in templates)
 
 
@@ -286,7 +286,7 @@ async def look_with_python(settings: dict[str, str], job: str, mode: str) -> Non
         async with mcp.Client(server, mode=mode) as client:  # type: ignore[arg-type]
             listed = await client.list_resources()
             assert listed.resources[0].uri == f"imaged://generation/{job}"
-            assert len((await client.list_resource_templates()).resource_templates) == 2
+            assert len((await client.list_resource_templates()).resource_templates) == 3
             (picture,) = (await client.read_resource(f"imaged://image/{job}/2")).contents
             assert base64.b64decode(picture.blob).startswith(b"\x89PNG")  # type: ignore[union-attr]
             (record,) = (await client.read_resource(f"imaged://generation/{job}")).contents

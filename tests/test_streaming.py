@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any
 import pytest
 
 from daemon.errors import NotRunning
-from eventlog.values import Sha256
-from tests.program import Program, running, wait_until
+from tests.program import Program, Stdio, running, wait_until
 from tests.standin import Behaviour, Request, StandIn
 from tools.files import Store
+from tools.pictures import measure
 from tools.streaming import StreamEvent, events
 
 ORDER = {"prompt": "A fox in the snow", "quality": "low", "size": "1024x1024", "partial_images": 2}
@@ -107,6 +108,36 @@ def test_a_stream_is_one_request_whose_previews_are_kept_however_it_ends(
     if code == "outcome_unknown" and previews:
         (failed,) = [event for event in facts if type(event).__name__ == "AttemptFailed"]
         assert b"partial_image" in store.get(failed.kept.sha256)  # type: ignore[union-attr]
+
+
+def test_a_client_is_told_of_a_preview_and_can_see_it_while_the_picture_is_still_drawn(tmp_path: Path) -> None:
+    go_on = threading.Event()
+
+    def slowly(request: Request) -> None:
+        good = events(request.good_reply())
+        begin(request)
+        write(request, good[0])
+        go_on.wait(30)
+        write(request, *good[1:])
+
+    with StandIn(slowly) as api, running(tmp_path, **settings(api.url)) as program, Stdio(program.environment) as client:
+        client.initialize()
+        call = {"name": "generate_image", "arguments": {**ORDER, "output_path": "fox.png"}, "_meta": {"progressToken": "p"}}
+        drawing = client.request("tools/call", call)
+        while "imaged://preview/" not in (said := client.receive()).get("params", {}).get("message", ""):
+            assert said.get("method") == "notifications/progress", said
+        told = re.search(r"preview 1 of 2 is there: (imaged://preview/([0-9a-f-]{36})/1)", said["params"]["message"])
+        assert told is not None
+        job = client.call("get_job_result", job_id=told[2], include_thumbnail=True)
+        assert job["structuredContent"]["previews"] == [told[1]]
+        assert [item["mimeType"] for item in job["content"] if item["type"] == "image"] == ["image/jpeg"]
+        read = client.answer(client.request("resources/read", {"uri": told[1]}))["result"]["contents"][0]
+        assert read["mimeType"] == "image/png" and measure(base64.b64decode(read["blob"])).width == 1024
+        missing = client.answer(client.request("resources/read", {"uri": told[1][:-1] + "2"}))
+        assert "has no preview 2" in missing["error"]["message"]
+        go_on.set()
+        done = client.answer(drawing)["result"]["structuredContent"]
+        assert (done["state"], len(done["previews"])) == ("completed", 2)
 
 
 def test_previews_survive_a_kill_and_the_picture_is_not_asked_for_again(tmp_path: Path) -> None:
