@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from daemon.errors import NotRunning
+from eventlog.events import PartialReceived
 from tests.program import Program, Stdio, running, wait_until
 from tests.standin import Behaviour, Request, StandIn
 from tools.files import Store
@@ -171,3 +172,53 @@ def test_previews_survive_a_kill_and_the_picture_is_not_asked_for_again(tmp_path
 def ask_and_be_left(program: Program) -> None:
     with pytest.raises(NotRunning):
         drawn(program, "fox")
+
+
+def test_forgetting_a_job_takes_its_previews_out_of_the_store(house: tuple[Program, StandIn]) -> None:
+    program, api = house
+    api.will(streams(0, 1, 2))
+    job = drawn(program, "forgotten", prompt="A fox to be forgotten")["job_id"]
+    previews = [
+        event.picture.sha256
+        for commit in program.log()
+        for event in commit.events
+        if isinstance(event, PartialReceived) and event.job == job
+    ]
+    store = Store.open(program.places.store)
+    assert len(previews) == 2 and all(store.path(digest).exists() for digest in previews)
+    assert "result" in program.ask("forget", uuid=job)
+    assert not any(store.path(digest).exists() for digest in previews)
+
+
+@pytest.mark.parametrize(
+    ("more", "argument"),
+    [
+        ({"output_format": "svg", "model": "gpt-image-2.6-sunburst"}, "partial_images"),
+        ({"output_format": "gif", "model": "gpt-image-2.6-sunburst"}, "partial_images"),
+        ({"partial_images": 4}, "partial_images"),
+    ],
+)
+def test_what_cannot_be_streamed_is_refused_before_anything_is_sent(
+    house: tuple[Program, StandIn], more: dict[str, Any], argument: str
+) -> None:
+    program, api = house
+    asked = len(api.requests)
+    refused = program.ask("generate_image", **{**ORDER, "output_path": "no.svg", **more})["refused"]
+    assert refused["argument"] == argument and len(api.requests) == asked
+
+
+def test_previews_are_in_the_upper_estimate_and_not_in_the_lower(house: tuple[Program, StandIn]) -> None:
+    program, _ = house
+    order = {**ORDER, "model": "gpt-image-2", "dry_run": True, "output_path": "dry.png"}
+    none, two = (program.ask("generate_image", **{**order, "partial_images": wanted})["result"]["cost"] for wanted in (0, 2))
+    assert two["low_micro_usd"] == none["low_micro_usd"]
+    assert two["high_micro_usd"] - none["high_micro_usd"] == 2 * 100 * 30  # 30 micro-dollars for a token of output
+
+
+def test_the_offline_stand_in_streams_and_counts_its_previews(tmp_path: Path) -> None:
+    with running(tmp_path) as program:
+        plain = drawn(program, "plain", partial_images=0, model="gpt-image-2")
+        shown = drawn(program, "shown", model="gpt-image-2")
+        assert (len(plain["previews"]), len(shown["previews"])) == (0, 2)
+        assert shown["usage"]["output_tokens"] - plain["usage"]["output_tokens"] == 200
+        assert shown["images"][0]["width"] == 1024
