@@ -17,7 +17,7 @@ import trio
 from PIL import Image
 
 from daemon.config import Secret
-from daemon.courier import RawReply
+from daemon.courier import Hear, RawReply
 from eventlog.values import Account, MicroUSD, Sha256, Usage, digest
 from tools import pricing
 from tools.openai_api import ApiRequest, Failure, transport_failure
@@ -77,7 +77,9 @@ class Api:
     def be_told(self, answers: tuple[Answer, ...]) -> None:
         self._answers = cycle(answers)
 
-    async def send(self, request: ApiRequest, account: Account, key: Secret | None, client_request_id: str) -> RawReply | Failure:
+    async def send(
+        self, request: ApiRequest, account: Account, key: Secret | None, client_request_id: str, hear: Hear | None = None
+    ) -> RawReply | Failure:
         count = _count_of(request)
         sent = Sent(client_request_id, digest(request.body), price(count) if account.backend == "openai" else MicroUSD(0))
         self._look(sent)

@@ -131,7 +131,7 @@ class StoppedAtTheLastByte(httpx.AsyncByteStream):
 def test_a_stop_at_the_last_byte_does_not_cost_the_body() -> None:
     async def main() -> None:
         with trio.CancelScope() as scope:
-            reply = await courier._whole(httpx.Response(200, stream=StoppedAtTheLastByte(scope.cancel)))
+            reply = await courier._whole(httpx.Response(200, stream=StoppedAtTheLastByte(scope.cancel)), None, [])
             assert reply.body == b"the whole body"
             return
         raise AssertionError("the stop took the body with it")
