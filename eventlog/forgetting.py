@@ -49,7 +49,7 @@ NO_WORDS = frozenset(  # arguments that take choices and figures only
     (
         *("background", "input_fidelity", "moderation", "output_format", "quality", "qualities", "size", "tool_name"),
         *("model", "models", "by", "outcome", "status", "since", "until", "after", "limit", "offset", "n", "wait_seconds"),
-        *("amount_usd", "files", "include_thumbnail", "output_compression", "return_base64", "sample_count"),
+        *("amount_usd", "files", "include_thumbnail", "output_compression", "partial_images", "return_base64", "sample_count"),
         *("transparent_background", "again", "approve", "dry_run", "job_id", "job_ids", "uuid"),
     )
 )
