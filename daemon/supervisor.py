@@ -76,9 +76,9 @@ async def serve(places: Places, *, exit_when_idle: bool, idle_exit_seconds: floa
     log = EventLog(places.events, software=VERSION)
     await _lock(log, places)
     with closing(log):
-        listener = doors.listen(places.run)
         control_listener = doors.listen(places.run, control.SOCKET_NAME)
-        async with _house(places, log, idle_exit_seconds) as (house, recovery), listener, control_listener:
+        listener = doors.listen(places.run)  # the last: whoever starts a daemon looks whether somebody is here
+        async with _house(places, log, idle_exit_seconds) as (house, recovery), control_listener, listener:
             await house.ledger.record(decisions.start_daemon(VERSION, recovery.torn_bytes))
             await put_right(house.ledger, house.store)
             await forgetting.finish(house)

@@ -3,10 +3,11 @@
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
-from daemon import client
+from daemon import bridge, client
 from eventlog.events import AttemptStarted, DaemonStarted, JobCompleted, JobInterrupted, JobRequested
 from tests.program import SECONDS_MAX, Program, Stdio, environment, running, wait_until
 
@@ -45,6 +46,36 @@ def test_who_comes_while_a_daemon_ends_is_served_by_the_next_one_and_the_job_is_
         assert sum(isinstance(fact, DaemonStarted) for fact in facts) == 2
         assert any(isinstance(fact, JobCompleted) for fact in facts)
         assert not any(isinstance(fact, JobInterrupted) for fact in facts)
+
+
+STOPS_BETWEEN_ITS_DOORS = """
+import os, sys, threading
+from daemon import cli, doors
+
+def slowly(*door):
+    listener = listen(*door)
+    if not os.path.exists(sys.argv[2]):
+        os.mkdir(sys.argv[1])
+        os.mkdir(sys.argv[2])
+    while os.path.exists(sys.argv[1]): threading.Event().wait(0.01)
+    return listener
+
+listen, doors.listen = doors.listen, slowly
+sys.exit(cli.main(["serve"]))
+"""
+
+
+def test_where_somebody_lets_clients_in_the_control_api_answers_too(tmp_path: Path) -> None:
+    """Who has started a daemon asks it as soon as it lets anybody in."""
+    between, begun = tmp_path / "between", tmp_path / "begun"
+    program = Program(tmp_path, [sys.executable, "-c", STOPS_BETWEEN_ITS_DOORS, str(between), str(begun)]).start()
+    try:
+        wait_until(begun.exists, "the first door")
+        assert bridge.try_to_connect(str(program.places.home)) is None
+        between.rmdir()
+        assert program.ready().end() == 0
+    finally:
+        program.kill()
 
 
 def facts(program: Program, *kinds: type) -> list[Any]:
