@@ -4,20 +4,26 @@ Rule: one call is one request on the wire. Nothing here tries again; whether to 
 is answered by the worker. The only file that knows httpx.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import sys
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
-import httpx
 import trio
 
-from daemon import offline
 from daemon.config import Secret, Settings
 from daemon.errors import BadConfiguration
+from daemon.post import Hear, RawReply
 from eventlog.values import Account
 from tools.openai_api import ApiRequest, Failure, transport_failure
 from tools.streaming import is_stream
+
+sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]  # its command line, half of what it imports: not for us
+import httpx  # noqa: E402
+
+if TYPE_CHECKING:
+    from daemon.offline import Answer
 
 CONNECT_SECONDS_MAX = 10.0
 WRITE_SECONDS_MAX = 120.0  # up to 16 source images of 50 MB
@@ -37,18 +43,6 @@ _NOTHING_LEFT = (
     httpx.UnsupportedProtocol,
     httpx.InvalidURL,
 )
-
-
-Hear = Callable[[bytes], Awaitable[None]]
-"""Is given every piece of a stream as it arrives, and must not fail for what it makes of it."""
-
-
-class RawReply(NamedTuple):
-    """A complete HTTP answer or, of a stream, as much as came: its events tell what is missing. Header names are lower case."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
 
 
 class Courier:
@@ -144,8 +138,18 @@ async def _read_bounded(reply: httpx.Response, pieces: list[bytes], hear: Hear |
         if size > REPLY_BYTES_MAX:
             raise _TooLong
         pieces.append(piece)
-        if hear is not None:
-            await hear(piece)
+        if hear is None:
+            continue
+        with trio.CancelScope(shield=True):  # bounded by decoding one event and storing it
+            if await hear(piece):
+                return  # some servers leave a stream open behind its last event, and a stop would cost what is here
+
+
+def _drawn_here(method: str, path: str, body: bytes) -> "Answer":
+    """Blocks."""
+    from daemon import offline  # Pillow comes with it, which who draws online does not need
+
+    return offline.answer(method, path, body)
 
 
 class _StandIn(httpx.AsyncBaseTransport):
@@ -156,7 +160,7 @@ class _StandIn(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         body = await request.aread()
-        answer = await trio.to_thread.run_sync(partial(offline.answer, request.method, request.url.path, body))
+        answer = await trio.to_thread.run_sync(partial(_drawn_here, request.method, request.url.path, body))
         headers = dict(answer.headers)
         if is_stream(headers["content-type"]):
             return httpx.Response(answer.status, headers=headers, content=self._spaced(answer.body), request=request)

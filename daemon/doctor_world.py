@@ -87,9 +87,10 @@ def ask_for_models(settings: Settings) -> Answered:
     import trio
 
     from daemon import courier
+    from daemon.post import RawReply
 
     reply = trio.run(courier.ask_for_models, settings)
-    if isinstance(reply, courier.RawReply):
+    if isinstance(reply, RawReply):
         return Answered(reply.status, _names(reply.body) if reply.status == 200 else ())
     return Answered(None, trouble=reply.message)
 

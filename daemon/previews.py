@@ -11,6 +11,7 @@ import trio
 
 from daemon import decisions
 from daemon.ledger import Ledger, RunBlocking
+from eventlog.errors import EventLogError
 from eventlog.events import AttemptStarted, PartialReceived
 from eventlog.values import ImageRequest, Picture
 from tools import openai_api
@@ -33,29 +34,30 @@ class Previews:
         self._run_blocking = run_blocking
         self._parser = EventParser()
         self._left = request.partial_images * request.count  # a server that sends more does not fill the store
+        self._awaited = request.count
 
-    async def hear(self, piece: bytes) -> None:
+    async def hear(self, piece: bytes) -> bool:
+        """Whether all finished pictures are there."""
         for event in self._parser.feed(piece):
-            if self._left:
-                await self._keep(event)
+            match await self._run_blocking(partial(openai_api.kind, event)):
+                case "completed":
+                    self._awaited -= 1
+                case "partial_image" if self._left:
+                    await self._keep(event)
+        return self._awaited <= 0
 
     async def _keep(self, event: StreamEvent) -> None:
         try:
             received = await self._run_blocking(partial(self._stored, event))
-        except (BadPicture, FileFailed) as exc:
+            self._left -= 1
+            with trio.move_on_after(POST_SECONDS_MAX):
+                await self._ledger.post(decisions.receive_partial(received))
+        except (BadPicture, FileFailed, EventLogError) as exc:
             logger.warning("a preview could not be kept", extra={"job": self._started.job, "why": str(exc)})
-            return
-        if received is None:
-            return
-        self._left -= 1
-        with trio.move_on_after(POST_SECONDS_MAX):
-            await self._ledger.post(decisions.receive_partial(received))
 
-    def _stored(self, event: StreamEvent) -> PartialReceived | None:
-        """Blocking. None for an event that brings no preview."""
+    def _stored(self, event: StreamEvent) -> PartialReceived:
+        """Blocking."""
         found = openai_api.read_partial(event)
-        if found is None:
-            return None
         blob = self._store.put(found.image.data)
         image = found.image
         return PartialReceived(

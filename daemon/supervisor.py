@@ -23,14 +23,14 @@ from typing import TypeVar
 import msgspec
 import trio
 
-from daemon import bridge, config, control, decisions, doors, executable, forgetting, offline, readiness, scheduler
+from daemon import bridge, config, control, decisions, doors, executable, forgetting, readiness, scheduler
 from daemon.config import Places
-from daemon.courier import Courier
 from daemon.ending import SHUTDOWN_SECONDS_MAX
-from daemon.errors import AlreadyRunning
+from daemon.errors import AlreadyRunning, BadConfiguration
 from daemon.house import House
 from daemon.keyring import Keyring
 from daemon.ledger import Ledger, RunBlocking
+from daemon.post import Post
 from daemon.version import VERSION
 from daemon.worker import Worker
 from eventlog.errors import LogLocked
@@ -85,8 +85,8 @@ async def serve(places: Places, *, exit_when_idle: bool, idle_exit_seconds: floa
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_listen_to_signals, house)
                 # The control API goes on while the jobs end, and tells whoever asks that the daemon is ending.
-                async with Courier.open(offline_seconds=offline_seconds) as courier, control.open_door(control_listener, house):
-                    await _work(house, courier, listener, exit_when_idle=exit_when_idle)
+                async with Post.open(offline_seconds=offline_seconds) as post, control.open_door(control_listener, house):
+                    await _work(house, post, listener, exit_when_idle=exit_when_idle)
                 nursery.cancel_scope.cancel()
             await house.ledger.record(decisions.stop_daemon(house.ending.reason))
             logger.info("stopped", extra={"reason": house.ending.reason})
@@ -199,13 +199,13 @@ def _spooled(store: Store, job: Job) -> ReplyReceived | None:
         return None
 
 
-async def _work(house: House, courier: Courier, listener: trio.SocketListener, *, exit_when_idle: bool) -> None:
-    worker = Worker(house.ledger, courier, house.keyring, house.store)
+async def _work(house: House, post: Post, listener: trio.SocketListener, *, exit_when_idle: bool) -> None:
+    worker = Worker(house.ledger, post, house.keyring, house.store)
     async with trio.open_nursery() as sessions, trio.open_nursery() as workers:
         async with trio.open_nursery() as open_doors:
             open_doors.start_soon(_start_jobs, house, worker, workers)
             open_doors.start_soon(_serve_clients, house, listener, sessions)
-            open_doors.start_soon(_warm_up)
+            open_doors.start_soon(_warm_up, post)
             open_doors.start_soon(_sweep)
             if exit_when_idle:
                 open_doors.start_soon(_leave_when_idle, house)
@@ -242,13 +242,17 @@ async def _serve_clients(house: House, listener: trio.SocketListener, sessions: 
     await trio.serve_listeners(partial(doors.welcome, house=house), [listener], handler_nursery=sessions)
 
 
-async def _warm_up() -> None:
+async def _warm_up(post: Post) -> None:
     """A daemon that was started at login has time; one that a client has started is asked before that.
 
     From then on nothing is read of the program's own files: installers replace them under a daemon that runs.
     """
     await trio.sleep(WARM_UP_SECONDS)
     await trio.to_thread.run_sync(doors.load_protocol)
+    try:
+        await post.call_courier()
+    except BadConfiguration as exc:
+        logger.warning("nothing can be drawn", extra={"why": str(exc)})
     await trio.to_thread.run_sync(_load_what_is_left)
     logger.info("everything is loaded")
 
@@ -257,6 +261,8 @@ def _load_what_is_left() -> None:
     """What is read, and what libraries import, when a format or a host's name is first met. Blocks."""
     for codec in CODECS:
         codecs.lookup(codec)
+    from daemon import offline
+
     decoder.load()
     offline.load()
     models.catalogue()

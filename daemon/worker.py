@@ -17,9 +17,9 @@ import msgspec
 import trio
 
 from daemon import decisions
-from daemon.courier import Courier, RawReply
 from daemon.keyring import Keyring
 from daemon.ledger import Decision, Ledger, RunBlocking
+from daemon.post import Post, RawReply
 from daemon.previews import Previews
 from eventlog.disk import Disk
 from eventlog.events import AttemptFailed, AttemptStarted, JobCompleted, ReplyReceived
@@ -51,7 +51,7 @@ class Worker:
     def __init__(
         self,
         ledger: Ledger,
-        courier: Courier,
+        post: Post,
         keyring: Keyring,
         store: Store,
         *,
@@ -59,7 +59,7 @@ class Worker:
         run_blocking: RunBlocking = trio.to_thread.run_sync,
     ) -> None:
         self._ledger = ledger
-        self._courier = courier
+        self._post = post
         self._keyring = keyring
         self._store = store
         self._disk = disk or Disk()
@@ -122,7 +122,7 @@ class Worker:
             await self._ledger.wait_beyond(self._ledger.position)  # no place; or unwanted, and `_stop_when_unwanted` ends us
         key = self._keyring.key(job.account)
         previews = Previews(self._ledger, self._store, job.request, started, self._run_blocking)
-        outcome = await self._courier.send(request, job.account, key, started.client_request_id, previews.hear)
+        outcome = await self._post.send(request, job.account, key, started.client_request_id, previews.hear)
         # Shielded, as all that follows except for the waiting: the answer is here and may be paid for, so no stop reaches
         # us before it is on disk. Bounded by decoding one answer of bounded size and writing it.
         with trio.CancelScope(shield=True):

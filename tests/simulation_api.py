@@ -17,7 +17,7 @@ import trio
 from PIL import Image
 
 from daemon.config import Secret
-from daemon.courier import Hear, RawReply
+from daemon.post import Hear, RawReply
 from eventlog.values import Account, MicroUSD, Sha256, Usage, digest
 from tools import pricing
 from tools.openai_api import ApiRequest, Failure, transport_failure

@@ -227,10 +227,11 @@ def test_a_proxy_of_the_environment_never_sees_a_request_to_this_machine(tmp_pat
         assert len(standin.requests) == 1 and not proxy.requests
 
 
-def test_proxy_settings_that_cannot_be_used_are_named_and_end_the_start(tmp_path: Path) -> None:
-    program = Program(tmp_path, ALL_PROXY="ftp://127.0.0.1:1").start()
-    assert program.wait_for_end() == 2
-    assert "proxy settings" in program.said() and "Traceback" not in program.said()
+def test_proxy_settings_that_cannot_be_used_are_named_and_nothing_is_sent(tmp_path: Path) -> None:
+    with running(tmp_path, ALL_PROXY="ftp://127.0.0.1:1") as program:
+        job = program.ask("generate_image", prompt="A fox", quality="low")["result"]
+    assert (job["state"], job["error_code"], job["billed"]) == ("failed", "not_sent", "no")
+    assert "proxy settings" in job["message"] and "Traceback" not in program.said()
 
 
 def test_a_damaged_index_is_made_anew_and_nothing_is_missing(tmp_path: Path) -> None:

@@ -64,6 +64,13 @@ def streams(*wanted: int | StreamEvent, cut: bool = False) -> Behaviour:
     return behave
 
 
+def stays_open(request: Request) -> None:
+    """As some proxies do. It goes on when the daemon has closed the connection."""
+    begin(request)
+    write(request, *events(request.good_reply()))
+    request.handler.rfile.read(1)
+
+
 def plain(request: Request) -> None:
     request.body = json.dumps({k: v for k, v in request.json.items() if k not in ("stream", "partial_images")}).encode()
     request.reply(200, request.good_reply())
@@ -81,6 +88,7 @@ ENDINGS: list[tuple[str, Behaviour, str, str, str, int]] = [
     ("more than asked", streams(0, 1, 0, 1, 2), "completed", "", "yes", 2),
     ("garbage", streams(GARBAGE, 1, 2), "completed", "", "yes", 1),
     ("cut behind completed", streams(0, 1, 2, cut=True), "completed", "", "yes", 2),
+    ("open behind completed", stays_open, "completed", "", "yes", 2),
     ("cut before all", streams(cut=True), "interrupted", "outcome_unknown", "unknown", 0),
     ("cut behind a preview", streams(0, cut=True), "interrupted", "outcome_unknown", "unknown", 1),
     ("ends before completed", streams(0, 1), "interrupted", "outcome_unknown", "unknown", 2),

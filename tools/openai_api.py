@@ -40,6 +40,7 @@ __all__ = [
     "ReplyImage",
     "ReplyPartial",
     "build",
+    "kind",
     "next_step",
     "printable",
     "read",
@@ -225,18 +226,21 @@ def read(request: ImageRequest, status: int, headers: Mapping[str, str], body: b
     return _checked(request, answer, body)._replace(request_id=request_id)
 
 
-def read_partial(event: streaming.StreamEvent) -> ReplyPartial | None:
-    """None for an event that brings something else. Blocking: decodes the picture's base64.
+def kind(event: streaming.StreamEvent) -> str:
+    """ "partial_image", "completed", "error", or whatever else it calls itself; empty if it cannot be read."""
+    said = _said(event)
+    return "" if said is None else _kind(event, said)
+
+
+def read_partial(event: streaming.StreamEvent) -> ReplyPartial:
+    """Blocking: decodes the picture's base64.
 
     Raises:
         BadPicture: it brings no whole picture.
     """
-    try:
-        said = msgspec.json.decode(event.data, type=_Streamed)
-    except UNREADABLE:
-        return None
-    if not _kind(event, said).endswith(".partial_image"):
-        return None
+    said = _said(event)
+    if said is None:
+        raise BadPicture("a partial picture cannot be read")
     index = decoded(_Index, said.partial_image_index)
     if index is None:
         raise BadPicture("a partial picture came without its number")
@@ -250,16 +254,15 @@ def _read_stream(request: ImageRequest, headers: Mapping[str, str], body: bytes)
     completed: list[_Streamed] = []
     error, drawing = b"", False
     for event in streaming.events(body):
-        try:
-            said = msgspec.json.decode(event.data, type=_Streamed)
-        except UNREADABLE:
+        said = _said(event)
+        if said is None:
             continue
-        kind = _kind(event, said)
-        if kind.endswith(".completed"):
+        told = _kind(event, said)
+        if told == "completed":
             completed.append(said)
-        elif kind == "error" or bytes(said.error) != b"null":
+        elif told == "error" or bytes(said.error) != b"null":
             error = event.data if bytes(said.error) != b"null" else b'{"error":%b}' % event.data
-        drawing = drawing or kind.endswith(".partial_image")
+        drawing = drawing or told == "partial_image"
     if len(completed) >= request.count:
         return _checked(request, _as_one(completed), body)
     if error:
@@ -271,8 +274,16 @@ def _read_stream(request: ImageRequest, headers: Mapping[str, str], body: bytes)
     return Failure("outcome_unknown", sentence(message), "unknown", status=200, kept=body)
 
 
+def _said(event: streaming.StreamEvent) -> _Streamed | None:
+    try:
+        return msgspec.json.decode(event.data, type=_Streamed)
+    except UNREADABLE:
+        return None
+
+
 def _kind(event: streaming.StreamEvent, said: _Streamed) -> str:
-    return decoded(str, said.type) or event.name
+    """Without what is drawn, a generation or an edit, in front of the dot."""
+    return (decoded(str, said.type) or event.name).rpartition(".")[2]
 
 
 def _as_one(completed: Sequence[_Streamed]) -> _Answer:

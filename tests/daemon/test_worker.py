@@ -11,9 +11,9 @@ import trio
 from PIL import Image
 
 from daemon import courier, offline, scheduler, supervisor, worker
-from daemon.courier import RawReply
 from daemon.keyring import Keyring
 from daemon.ledger import Ledger
+from daemon.post import RawReply
 from daemon.worker import Worker
 from eventlog.audit import narrate
 from eventlog.disk import Disk

@@ -133,9 +133,15 @@ def test_an_error_in_a_stream_may_be_billed_once_something_was_drawn(
 def test_a_partial_picture_is_told_from_other_events_and_from_no_picture() -> None:
     (good,) = events(part(1))
     found = openai_api.read_partial(good)
-    assert found is not None and (found.partial_index, found.image.data, found.image.format) == (1, DRAWN, "png")
-    assert openai_api.read_partial(events(completed())[0]) is None
-    for bad in (part(0, "AAAA"), part(0, "!"), part(0, None), part(None), part(-1)):
+    assert openai_api.kind(good) == "partial_image" and (found.partial_index, found.image.data, found.image.format) == (
+        1,
+        DRAWN,
+        "png",
+    )
+    assert openai_api.kind(events(completed())[0]) == "completed"
+    assert openai_api.kind(StreamEvent("image_edit.completed", b"{}")) == "completed"
+    assert openai_api.kind(StreamEvent("image_edit.completed", b"{")) == ""
+    for bad in (part(0, "AAAA"), part(0, "!"), part(0, None), part(None), part(-1), b"data: nonsense"):
         with pytest.raises(BadPicture):
             openai_api.read_partial(events(bad)[0])
 
