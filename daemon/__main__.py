@@ -10,6 +10,7 @@ import sys
 def main() -> int:
     """The exit status. `imaged` without arguments is the bridge, unless a person sits at a terminal."""
     arguments = sys.argv[1:]
+    _leave_no_core()
     if hasattr(sys, "_MEIPASS"):
         _hold_what_was_unpacked()
     asked_by_shell = "_ARGCOMPLETE" in os.environ  # for what may follow on its command line; see daemon/cli_completion.py
@@ -31,6 +32,14 @@ def main() -> int:
     if heard:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     return cli.main(arguments)
+
+
+def _leave_no_core() -> None:
+    """A core file would hold the key. One byte is too little for any; of 0 bytes Linux gives a core to a program that asks."""
+    import resource
+
+    most = 0 if resource.getrlimit(resource.RLIMIT_CORE)[1] == 0 else 1
+    resource.setrlimit(resource.RLIMIT_CORE, (most, most))
 
 
 def _hold_what_was_unpacked() -> None:

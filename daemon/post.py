@@ -18,6 +18,8 @@ from tools.openai_api import ApiRequest, Failure, transport_failure
 if TYPE_CHECKING:
     from daemon.courier import Courier
 
+KEY_REPEATED = "[the key]"
+
 Hear = Callable[[bytes], Awaitable[bool]]
 """Is given every piece of a stream as it arrives, must not fail for what it makes of it, and says whether all is there."""
 
@@ -28,6 +30,12 @@ class RawReply(NamedTuple):
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+    def without(self, key: Secret) -> "RawReply":
+        """As if the server had not repeated the key, as error pages of some proxies do. Blocks: reads a long body once."""
+        said = key.reveal()
+        headers = {name: value.replace(said, KEY_REPEATED) for name, value in self.headers.items()}
+        return RawReply(self.status, headers, self.body.replace(said.encode(), KEY_REPEATED.encode()))
 
 
 class Post:

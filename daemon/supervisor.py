@@ -71,7 +71,6 @@ async def serve(places: Places, *, exit_when_idle: bool, idle_exit_seconds: floa
     """
     os.umask(0o077)  # nothing of ours is anybody else's
     os.chdir("/")  # a daemon keeps no folder of a client busy, and no relative path means anything
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold keys
     _raise_file_limit()
     log = EventLog(places.events, software=VERSION)
     await _lock(log, places)

@@ -17,6 +17,7 @@ import msgspec
 import trio
 
 from daemon import decisions
+from daemon.config import Secret
 from daemon.keyring import Keyring
 from daemon.ledger import Decision, Ledger, RunBlocking
 from daemon.post import Post, RawReply
@@ -24,7 +25,7 @@ from daemon.previews import Previews
 from eventlog.disk import Disk
 from eventlog.events import AttemptFailed, AttemptStarted, JobCompleted, ReplyReceived
 from eventlog.jobs import Job, Stage
-from eventlog.values import Cost, ImageFile, JobId, Picture, Words, digest
+from eventlog.values import Cost, ImageFile, ImageRequest, JobId, Picture, Words, digest
 from tools import metadata, openai_api, pricing, rate_limits, svg
 from tools.errors import FileFailed, Refused
 from tools.files import OutputRoot, Store
@@ -126,7 +127,7 @@ class Worker:
         # Shielded, as all that follows except for the waiting: the answer is here and may be paid for, so no stop reaches
         # us before it is on disk. Bounded by decoding one answer of bounded size and writing it.
         with trio.CancelScope(shield=True):
-            answer = await self._understand(job, outcome)
+            answer = await self._understand(job, outcome, key)
         if isinstance(answer, Reply):
             await self._receive(job, started, answer)
             return
@@ -161,14 +162,13 @@ class Worker:
         inputs = {picture.sha256: self._store.get(picture.sha256) for picture in wanted if picture is not None}
         return openai_api.build(job.request, job.prompt or "", inputs)
 
-    async def _understand(self, job: Job, outcome: RawReply | Failure) -> Reply | Failure:
+    async def _understand(self, job: Job, outcome: RawReply | Failure, key: Secret | None) -> Reply | Failure:
         if isinstance(outcome, Failure):
             return outcome
         if (limit := rate_limits.exhausted(outcome.headers)) is not None:
             why = f"OpenAI says that nothing is left of this key's limit on {limit.kind} per minute."
             self._keyring.governor.pause(job.account, limit.seconds, why)
-        read = partial(openai_api.read, job.request, outcome.status, outcome.headers, outcome.body)
-        return await self._run_blocking(read)
+        return await self._run_blocking(partial(_read, job.request, outcome, key))
 
     async def _receive(self, job: Job, started: AttemptStarted, reply: Reply) -> None:
         """Returns once the reply is in the store and in the log or, if the disk takes it at no price, what became of it is.
@@ -351,6 +351,12 @@ def _not_stored(job: Job, reply: Reply, why: FileFailed, rescued: list[str]) -> 
         message += "Of its pictures only these are safe: " if rescued else ""
     message += ", ".join(rescued)
     return Failure("not_stored", message.strip(), "yes", status=200, request_id=reply.request_id, usage=reply.usage)
+
+
+def _read(asked: ImageRequest, said: RawReply, key: Secret | None) -> Reply | Failure:
+    """Blocking."""
+    status, headers, body = said if key is None else said.without(key)
+    return openai_api.read(asked, status, headers, body)
 
 
 def _cost_of_useless(job: Job, failure: Failure) -> Cost | None:

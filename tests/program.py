@@ -22,6 +22,13 @@ SECONDS_MAX = 60.0
 IMAGED = [sys.executable, "-m", "daemon"]
 
 
+def altered(statement: str) -> list[str]:
+    """The command of a daemon for which a test has changed a constant: `statement` sets one in `worker` or `supervisor`."""
+    root = str(Path(__file__).resolve().parent.parent)
+    begun = f"import sys; sys.path.insert(0, {root!r}); from daemon import __main__, supervisor, worker"
+    return [sys.executable, "-c", f"{begun}; {statement}; sys.argv[1:] = ['serve']; sys.exit(__main__.main())"]
+
+
 def environment(home: Path, **more: str) -> dict[str, str]:
     """What a client's child gets: almost nothing, and the settings."""
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "SSL_CERT_FILE") if name in os.environ}
@@ -102,6 +109,9 @@ class Program:
         if self._process.poll() is None:
             os.kill(self._process.pid, number)
         return self._process.wait(SECONDS_MAX)
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
 
     def wait_for_end(self) -> int:
         assert self._process is not None

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from daemon.ending import SHUTDOWN_SECONDS_MAX
 from daemon.mcp_server import REQUESTS_OPEN_MAX
 from eventlog.events import RequestReceived
 from eventlog.values import Words
@@ -184,16 +183,6 @@ def test_files_and_folders_of_the_house_are_the_users_alone(house: Program) -> N
         assert path.stat().st_uid == os.geteuid()
 
 
-def test_the_daemon_leaves_with_a_fact_and_status_zero(tmp_path: Path) -> None:
-    program = Program(tmp_path).start().ready()
-    assert program.ask("stop_daemon", reason="enough")["result"]["message"]
-    assert program.wait_for_end() == 0
-    assert type(program.log()[-1].events[0]).__name__ == "DaemonStopped"
-    again = Program(tmp_path).start().ready()
-    assert again.end() == 0
-    assert program.log()[-1].events[0].reason == "SIGTERM"  # type: ignore[union-attr]
-
-
 @pytest.mark.parametrize("door", ["cli", "control", "window"])
 def test_at_this_socket_is_no_door_but_that_of_mcp(door: str, house: Program) -> None:
     hello = json.dumps({"imaged": 1, "door": door, "settings": {}}).encode() + b"\n"
@@ -203,33 +192,11 @@ def test_at_this_socket_is_no_door_but_that_of_mcp(door: str, house: Program) ->
     assert f"The door '{door}' is not at this socket" in json.loads(said)["refused"]
 
 
-def test_a_stop_while_jobs_are_starting_does_not_wait_for_workers_that_never_came(tmp_path: Path) -> None:
-    for number in range(4):
-        home = tmp_path / str(number)
-        home.mkdir()
-        program = Program(home, IMAGED_SYNC_WAIT_SECONDS="0", IMAGED_MAX_CONCURRENT="2").start().ready()
-        for prompt in "abcdefgh":
-            program.ask("generate_image", prompt=prompt, quality="low", size="1024x640")
-        before = program.log()[-1].at
-        assert program.end() == 0
-        assert (program.log()[-1].at - before).total_seconds() < SHUTDOWN_SECONDS_MAX
-
-
 def test_a_second_daemon_leaves_the_first_alone(tmp_path: Path) -> None:
     with running(tmp_path) as first:
         second = Program(tmp_path).start()
         assert second.wait_for_end() == 75
         assert first.answers() and "Another imaged is running" in second.said()
-
-
-def test_a_stopping_daemon_lets_its_picture_end(tmp_path: Path) -> None:
-    with running(tmp_path, IMAGED_OFFLINE_SECONDS="1", IMAGED_SYNC_WAIT_SECONDS="0") as program:
-        job = program.ask("generate_image", prompt="last words", quality="low")["result"]["job_id"]
-        assert program.end() == 0
-        with running(tmp_path) as again:
-            report = again.ask("get_history_by_uuid", uuid=job)["result"]
-            assert report["state"] == "completed" and Path(report["images"][0]["path"]).exists()
-            assert report["attempts"] == 1
 
 
 def test_a_daemon_whose_log_has_lost_its_durable_end_says_so_and_touches_nothing(tmp_path: Path) -> None:
