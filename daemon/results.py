@@ -304,6 +304,7 @@ def _is_resolved(job: Job) -> bool:
 def _made(job: Job) -> str:
     count = len(job.images)
     made = "1 picture was made" if count == 1 else f"{count} pictures were made"
+    made += f"; {job.request.count} were ordered, but OpenAI sent no more" if count < job.request.count else ""
     if job.puts_what_was_kept and not job.imported:
         put = "1 picture was" if count == 1 else f"{count} pictures were"
         return f"{put} put in place as drawn for job {job.retry_of}; nothing was charged for that."
