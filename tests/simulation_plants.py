@@ -108,8 +108,8 @@ def completion_is_recorded_before_the_files_are_placed(patch: pytest.MonkeyPatch
 def unknown_outcome_is_tried_again(patch: pytest.MonkeyPatch) -> None:
     understand = Worker._understand
 
-    async def hopefully(self: Worker, job: Job, outcome: Any) -> Reply | Failure:
-        answer = await understand(self, job, outcome)
+    async def hopefully(self: Worker, job: Job, outcome: Any, key: Any) -> Reply | Failure:
+        answer = await understand(self, job, outcome, key)
         if isinstance(answer, Failure) and answer.billed == "unknown":
             return answer._replace(code="server_error", billed="no", retry="later")
         return answer
