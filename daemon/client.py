@@ -24,6 +24,7 @@ from daemon.version import VERSION
 
 SOCKET_NAME = "control.sock"
 ANSWER_SECONDS_MAX = 120.0  # beyond what the question itself waits for
+STATUS_SECONDS_MAX = 20.0  # what a daemon answers from its memory; one that is so late hangs
 IMPORT_SECONDS_MAX = 3600.0  # every file of an old history is read once
 KEPT_SECONDS_MAX = 30.0  # the daemon closes what is silent for 60 s; well before, so that this never happens as we ask
 SETTINGS_BYTES_MAX = 11 * 1024  # in base64, and with the other headers, they stay below the 16 KiB of a request's head
@@ -65,6 +66,7 @@ class _Wire(http.client.HTTPConnection):
     def __init__(self, connection: socket.socket) -> None:
         super().__init__("imaged")
         self.sock = connection
+        self.pid = client_endings.pid_behind(connection)
 
     @property
     def is_silent(self) -> bool:
@@ -175,7 +177,7 @@ class Connection:
             Refused: the log does not reach that far, or cannot be read.
             NotRunning, bridge.Trouble: as `ask` does.
         """
-        with closing(self._reached()) as wire, _in_our_words("the log", ANSWER_SECONDS_MAX):
+        with closing(self._reached()) as wire, _in_our_words(wire, "the log", ANSWER_SECONDS_MAX):
             wire.sock.settimeout(ANSWER_SECONDS_MAX)
             with wire.begin("GET", f"/v1/events?after={after:d}&follow={follow:d}", None, self._headers) as response:
                 if response.status != 200:
@@ -192,7 +194,7 @@ class Connection:
                 self.open()
             assert self._wire is not None
             try:
-                with _in_our_words(target, seconds):
+                with _in_our_words(self._wire, target, seconds):
                     reply = _whole(self._wire, (method, target, body, self._headers), seconds)
             except _Broken:
                 self.close()
@@ -224,7 +226,7 @@ class Connection:
                 bridge.connect(str(self._places.home), config.environment(), bridge.daemon_command()).close()
             wire = self._dialled()
             if wire is not None:
-                self._pid = client_endings.pid_behind(wire.sock)
+                self._pid = wire.pid
                 if self._stays(wire):
                     return wire
         raise self._none_stays()
@@ -243,8 +245,8 @@ class Connection:
     def _stays(self, wire: _Wire) -> bool:
         """Asked of a new connection, because this question may be lost: it is no fact, and changes nothing."""
         try:
-            with _in_our_words("/v1/status", ANSWER_SECONDS_MAX):
-                reply = _whole(wire, ("GET", "/v1/status", None, self._headers), ANSWER_SECONDS_MAX)
+            with _in_our_words(wire, "/v1/status", STATUS_SECONDS_MAX):
+                reply = _whole(wire, ("GET", "/v1/status", None, self._headers), STATUS_SECONDS_MAX)
             if reply.status != 200:
                 raise bridge.Trouble(str(reply.refused()["message"]))
             stays = not _object(reply.body).get("draining") and wire.sock is not None
@@ -275,6 +277,8 @@ class Connection:
     def _patience(self, operation: str, arguments: Mapping[str, object]) -> float:
         if operation == "import_history":
             return IMPORT_SECONDS_MAX
+        if operation in ("get_status", "stop_daemon"):
+            return STATUS_SECONDS_MAX
         return ANSWER_SECONDS_MAX + _waiting_seconds(arguments.get("wait_seconds", self._sync_wait))
 
 
@@ -309,13 +313,13 @@ _ENDED = "the daemon ended while it was asked, or closed the connection; its log
 
 
 @contextmanager
-def _in_our_words(what: str, seconds: float) -> Iterator[None]:
+def _in_our_words(wire: _Wire, what: str, seconds: float) -> Iterator[None]:
     try:
         yield
     except TimeoutError as exc:
         raise bridge.Trouble(
-            f"the daemon runs, but said nothing about {what} for {seconds:g} s; what was asked may still be done. "
-            "Look again later; if it stays so, run: imaged stop"
+            f"the daemon runs, but said nothing about {what} for {seconds:g} s; what was asked may still be done. Look again "
+            f"later; if it stays so, run: kill -9 {wire.pid or 'PID'} - the next daemon finds all that was received in the log"
         ) from exc
     except (OSError, http.client.IncompleteRead) as exc:  # a connection that ends before the answer is an OSError, too
         raise NotRunning(_ENDED) from exc

@@ -300,19 +300,19 @@ def test_the_page_holds_every_generation_and_nothing_that_acts_or_comes_from_els
     assert "@media print" in text
 
 
-def test_a_page_of_a_thousand_generations_stays_small_and_flat(tmp_path: Path) -> None:
+def test_a_page_of_hundreds_of_generations_stays_small_and_flat(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "store")
     blob = store.put(picture("png", 256, 256))
     stories = []
-    for number in range(1000):
+    for number in range(200):
         one = one_job(2 + 5 * number, number=number + 1, prompt=f"fox {number}")
         made = msgspec.structs.replace(completed(job_id(number + 1)).images[0], original=blob.sha256)
         done = msgspec.structs.replace(completed(job_id(number + 1)), images=(made,))
         stories.append([*one[:4], msgspec.structs.replace(one[4], events=(done,))])
     written(tmp_path / "events", stories, NoReserve())
     text = page_of(tmp_path)
-    assert len(text) < 20_000_000 and text.count("<article") == 1000 and "content-visibility: auto" in text
-    assert text.index("fox 999<") < text.index("fox 0<"), "newest first"
+    assert len(text) < 4_000_000 and text.count("<article") == 200 and "content-visibility: auto" in text
+    assert text.index("fox 199<") < text.index("fox 0<"), "newest first"
 
 
 def test_no_cell_is_a_formula_and_every_row_has_every_column(home: Path) -> None:

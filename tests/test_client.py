@@ -240,8 +240,11 @@ def test_a_daemon_that_is_slow_is_not_one_that_ended(places: Places, monkeypatch
             peer.say(result("for somebody else"))
 
     with Impostor(places, dawdles, answers(result(2))), asking(places) as connection:
-        with pytest.raises(bridge.Trouble, match=r"the daemon runs, but said nothing about /v1/generate_image for 0\.05 s"):
+        with pytest.raises(
+            bridge.Trouble, match=r"the daemon runs, but said nothing about /v1/generate_image for 0\.05 s"
+        ) as told:
             connection.ask("generate_image")
+        assert f"kill -9 {os.getpid()} " in str(told.value), "here the impostor's"
         late.set()
         monkeypatch.undo()
         assert connection.ask("get_status")["result"] == 2
@@ -250,7 +253,8 @@ def test_a_daemon_that_is_slow_is_not_one_that_ended(places: Places, monkeypatch
 @pytest.mark.parametrize(
     ("operation", "arguments", "settings", "seconds"),
     [
-        ("get_status", {}, {}, 120),
+        ("get_status", {}, {}, 20),
+        ("list_jobs", {}, {}, 120),
         ("import_history", {}, {}, 3600),
         ("wait_for_jobs", {"wait_seconds": 30}, {}, 150),
         ("wait_for_jobs", {"wait_seconds": 1e99}, {}, 3720),
