@@ -56,15 +56,32 @@ SECONDS_BETWEEN_JOBS = 300
 TABLE = "2026-11-22"
 TOOLS: tuple[Tool, ...] = ("generate_image", "edit_image", "transform_image")
 MODELS = ("gpt-image-2.5-flare", "gpt-image-2.5", "gpt-image-2")
-CLIENTS = (Client(name="claude-code", version="2.1"), Client(name="cursor", version="1.9"), Client(name="imaged", version="0.1.0"))
+CLIENTS = (
+    Client(name="claude-code", version="2.1"),
+    Client(name="cursor", version="1.9"),
+    Client(name="imaged", version="0.1.0"),
+)
 RARE = "capybara"
 RARE_ONE_IN = 20_000  # prompts
-LATIN = (
+TEXT = (
     "a fox in the snow at dawn, soft light from the left, long shadows, film grain, a red scarf on a wooden fence, quiet street "
-    "with neon signs after rain, isometric icon of a paper lamp, watercolour of the harbour, portrait of an old fisherman laughing, "
+    "with neon signs after rain, isometric icon of a paper lamp, watercolour of the harbour, portrait of an old fisherman, "
     "minimal poster with bold type, product photo of a ceramic cup on linen, macro of dew on moss, children's book illustration"
-).split(" ")
-JAPANESE = ("逆光の猫", "冬の朝", "ガラスの鳥", "雨上がりの路地", "和紙のランプ", "港の水彩画", "桜の下で", "赤いマフラー", "静かな湖面", "、", "の上に")
+)
+LATIN = TEXT.split(" ")
+JAPANESE = (
+    "逆光の猫",
+    "冬の朝",
+    "ガラスの鳥",
+    "雨上がりの路地",
+    "和紙のランプ",
+    "港の水彩画",
+    "桜の下で",
+    "赤いマフラー",
+    "静かな湖面",
+    "、",
+    "の上に",
+)
 
 
 class Made(NamedTuple):
@@ -161,23 +178,30 @@ def _generation(chance: random.Random, number: int) -> Iterator[tuple[tuple[Even
     body = _digest(chance)
     yield (AttemptStarted(job=job, attempt=1, client_request_id=f"imaged-{job}-1", body_sha256=body),), None
     if chance.random() < 0.04:
-        failed = AttemptFailed(job=job, attempt=1, code="moderation_blocked", billed="no", status=400, request_id="req_0123456789")
+        failed = AttemptFailed(
+            job=job, attempt=1, code="moderation_blocked", billed="no", status=400, request_id="req_0123456789"
+        )
         yield (failed, JobFailed(job=job, code="moderation_blocked", billed="no")), Words(salt=salt, message="Not drawn.")
         return
     size = chance.randrange(900_000, 2_500_000)
     received, saved = _digest(chance), _digest(chance)
     out = chance.randrange(1000, 1800)
     yield (
-        ReplyReceived(
-            job=job,
-            attempt=1,
-            pictures=(Picture(sha256=received, size_bytes=size, width=1024, height=1024, format="png"),),
-            cost=Cost(amount=MicroUSD(out * 8), basis="usage", table=TABLE),
-            usage=Usage(input_tokens=60, output_tokens=out, total_tokens=60 + out, input_text_tokens=60, output_image_tokens=out),
-            rendered=Rendered(size="1024x1024", quality="medium", background="opaque", output_format="png"),
-            request_id=f"req_{chance.getrandbits(96):024x}",
+        (
+            ReplyReceived(
+                job=job,
+                attempt=1,
+                pictures=(Picture(sha256=received, size_bytes=size, width=1024, height=1024, format="png"),),
+                cost=Cost(amount=MicroUSD(out * 8), basis="usage", table=TABLE),
+                usage=Usage(
+                    input_tokens=60, output_tokens=out, total_tokens=60 + out, input_text_tokens=60, output_image_tokens=out
+                ),
+                rendered=Rendered(size="1024x1024", quality="medium", background="opaque", output_format="png"),
+                request_id=f"req_{chance.getrandbits(96):024x}",
+            ),
         ),
-    ), None
+        None,
+    )
     image = ImageFile(sha256=saved, size_bytes=size + 1200, width=1024, height=1024, format="png", original=received)
     path = f"/home/ann/Pictures/picture-{number}.png"
     yield (JobCompleted(job=job, images=(image,)),), Words(salt=salt, paths=(path,))
