@@ -75,6 +75,8 @@ RESERVE_BYTES = 2_048
 LIVES = range(6, 13)  # of one world; a longer history makes each look at it slower and no stranger
 STEPS_MAX = 6
 OPERATIONS = 70  # within which bad luck strikes; an order that goes well takes about 25
+CLOCK_IS_SET = 0.05  # whenever somebody looks at it
+CLOCK_DAYS = 28  # of one month: the budget that is watched is a month's
 LIFE_SECONDS_MAX = 100_000.0  # on the clock that jumps: what takes longer hangs
 SOURCES = range(1_000_000, 1_000_003)  # pictures that nobody draws; several orders start from the same
 FAULTS = (errno.EIO, errno.ENOSPC, errno.ENOSPC, errno.EROFS)
@@ -364,6 +366,9 @@ class World:
             raise LogDead("the daemon is gone") from cut
 
     def _now(self) -> datetime:
+        """Of a machine that sleeps, and whose clock is set, back as often as forth."""
+        if random.random() < CLOCK_IS_SET:
+            self._at = DAWN + timedelta(days=random.randrange(CLOCK_DAYS))
         self._at += timedelta(minutes=7)  # some worlds see midnight
         return self._at
 
