@@ -65,6 +65,8 @@ class Stage(enum.Enum):
     CANCELLED = "cancelled"
     INTERRUPTED = "interrupted"
 
+    __hash__ = object.__hash__  # there is one of each; Enum's own is Python, and a million commits look into `_NEXT`
+
 
 STATE_OF = {
     Stage.REQUESTED: JobState.PENDING,
@@ -163,12 +165,12 @@ class Job(Value, frozen=True):
         return bool(self.pictures) and self.attempts == 0
 
 
-def _words(commit: Commit) -> Words:
-    return commit.words or Words(salt="")
+NO_WORDS = Words(salt="")
+"""Of a commit that has none, or whose words are forgotten."""
 
 
 def _requested(event: JobRequested, commit: Commit) -> Job:
-    words = _words(commit)
+    words = commit.words or NO_WORDS
     return Job(
         id=event.job,
         stage=Stage.REQUESTED,
@@ -195,7 +197,7 @@ def _requested(event: JobRequested, commit: Commit) -> Job:
 
 
 def _imported(event: HistoryImported, commit: Commit) -> Job:
-    words = _words(commit)
+    words = commit.words or NO_WORDS
     paths: tuple[str | None, ...] = words.paths or (None,) * len(event.images)
     return Job(
         id=event.job,
@@ -245,7 +247,7 @@ def advance(job: Job, event: JobEvent, commit: Commit) -> Job:
         stage = _FROM_KEPT.get(key)
     if stage is None:
         raise IllegalTransition(f"job {job.id} is {job.stage.value}; {type(event).__name__} may not follow")
-    changes = _changes(job, event, _words(commit), commit.at)
+    changes = _changes(job, event, commit.words or NO_WORDS, commit.at)
     return msgspec.structs.replace(job, stage=stage, position=commit.position, changed_at=commit.at, **changes)
 
 
