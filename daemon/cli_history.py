@@ -43,7 +43,9 @@ def history(asked: argparse.Namespace) -> int:
     if asked.json:
         json_out(page)
         return exits.OK
-    cli_pages.tell("generations", page.generations, page.total, page.offset, limited=asked.limit is not None)
+    cli_pages.tell(
+        "generations", page.generations, cli_pages.Found(page.total, page.offset, page.at_least), limited=asked.limit is not None
+    )
     if page.note:
         say(page.note)
     return exits.OK
@@ -148,7 +150,9 @@ def _as_of(text: str, wanted: Mapping[str, object]) -> "HistoryPage":
     with auditing.history_as_of(places.home, times.place_in_log("--as-of", text, places.events)) as then:
         found = then.generations(query)
     generations = tuple(results.summary(job) for job in found.jobs)
-    return results.HistoryPage(generations=generations, total=found.total, limit=asked.limit, offset=asked.offset)
+    return results.HistoryPage(
+        generations=generations, total=found.total, limit=asked.limit, offset=asked.offset, at_least=found.at_least
+    )
 
 
 def _named(text: str) -> tuple[str, int | None]:

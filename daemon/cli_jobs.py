@@ -43,7 +43,7 @@ def list_jobs(asked: argparse.Namespace) -> int:
     if asked.json:
         json_out(page)
         return exits.OK
-    cli_pages.tell("jobs", page.jobs, page.total, page.offset, limited=asked.limit is not None)
+    cli_pages.tell("jobs", page.jobs, cli_pages.Found(page.total, page.offset), limited=asked.limit is not None)
     return exits.OK
 
 

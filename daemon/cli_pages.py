@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from daemon import cli_times as times
 from daemon.cli_terminal import Column, say, table
@@ -18,10 +18,19 @@ _COLUMNS = {
 }
 
 
-def tell(noun: Literal["jobs", "generations"], jobs: Sequence[JobSummary], total: int, offset: int, *, limited: bool) -> None:
+class Found(NamedTuple):
+    """How many fit, and how many of them come before this page; with `at_least` there may be more."""
+
+    total: int
+    offset: int
+    at_least: bool = False
+
+
+def tell(noun: Literal["jobs", "generations"], jobs: Sequence[JobSummary], found: Found, *, limited: bool) -> None:
     """Programs get: id, time in UTC, state, cost, model, path, prompt. What more there is, is said on stderr, except to a
     program that has set the limit itself.
     """
+    total, offset, at_least = found
     if sys.stdout.isatty():
         table(_COLUMNS[noun], [_cells(job, with_state=noun == "jobs") for job in jobs])
     else:
@@ -29,8 +38,9 @@ def tell(noun: Literal["jobs", "generations"], jobs: Sequence[JobSummary], total
     last = offset + len(jobs)
     if not jobs:
         say(f"no {noun} found." if total == 0 else f"no {noun} beyond number {total:,}.")
-    elif last < total and (sys.stdout.isatty() or not limited):
-        say(f"{noun} {offset + 1:,} to {last:,} of {total:,}; --offset {last} shows the next ones.")
+    elif (last < total or at_least) and (sys.stdout.isatty() or not limited):
+        of = f"{'at least ' if at_least else ''}{total:,}"
+        say(f"{noun} {offset + 1:,} to {last:,} of {of}; --offset {last} shows the next ones.")
 
 
 def cost_text(cost: CostResult) -> str:

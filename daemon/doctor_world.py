@@ -18,7 +18,7 @@ from daemon.setup_clients import CLIENTS, Client, command_of, environment_of
 from daemon.setup_files import ConfigFile
 from daemon.setup_json import NotUnderstood
 from daemon.version import VERSION
-from eventlog.index import TRIGRAMS
+from eventlog.searching import INDEXES
 from tools import pricing
 from tools.files import FREE_BYTES_MIN
 from tools.models import catalogue, known_models
@@ -123,7 +123,7 @@ def versions(patient: Patient) -> tuple[Finding, ...]:
     findings = [Finding("versions", "ok", sentence)]
     db = sqlite3.connect(":memory:")
     try:
-        db.execute(TRIGRAMS)
+        db.executescript(INDEXES)
     except sqlite3.OperationalError as exc:
         sentence = f"This SQLite ({sqlite3.sqlite_version}) cannot search text as imaged does: {exc}."
         findings.append(Finding("versions", "error", sentence, "use a Python whose SQLite is 3.37 or newer and has FTS5"))

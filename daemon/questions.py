@@ -51,6 +51,7 @@ async def list_history(house: House, caller: Caller, asked: arguments.ListHistor
             limit=asked.limit,
             offset=asked.offset,
             note=await importing.offer(house, caller.session.settings),
+            at_least=page.at_least,
         )
     )
 

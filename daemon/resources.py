@@ -137,7 +137,7 @@ async def page(house: House, cursor: str | None) -> Listing:
     await house.ledger.settled()
     found, listed = await trio.to_thread.run_sync(partial(_listed, house, query))
     following = offset + len(found.jobs)
-    more = found.jobs and following < found.total
+    more = found.jobs and (found.at_least or following < found.total)
     return Listing(listed, f"{found.position if as_of is None else as_of}.{following}" if more else None)
 
 

@@ -152,13 +152,16 @@ class JobPage(Result, frozen=True, kw_only=True):
 
 
 class HistoryPage(Result, frozen=True, kw_only=True):
-    """`total` counts everything that fits the filter, not only this page. `note` offers an old history to import."""
+    """`total` counts everything that fits the filter, not only this page; with `at_least` there may be more, because a long
+    history is not counted to its end. `note` offers an old history to import.
+    """
 
     generations: tuple[JobSummary, ...]
     total: int
     limit: int
     offset: int
     note: str = ""
+    at_least: bool = False
 
 
 class HistoryImport(Result, frozen=True, kw_only=True):

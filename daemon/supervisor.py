@@ -9,13 +9,14 @@ A client may connect from the second step on; it is served once everything behin
 """
 
 import codecs
+import gc
 import logging
 import os
 import resource
 import secrets
 import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
@@ -56,6 +57,9 @@ CODECS = (
     *("ascii", "latin-1", "cp1252", "unicode_escape", "idna", "punycode"),
     *("utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"),
 )
+PROMPTS_AT_ONCE = 20  # some 10 ms
+LETTER_SECONDS = 0.02  # between some and the next, of a long history
+LETTER_AGAIN_SECONDS = 2.0
 IDLE_SECONDS_MIN = 2.0  # a bridge that has just started us needs a moment to come in
 
 T = TypeVar("T")
@@ -136,15 +140,17 @@ def _is_served(places: Places) -> bool:
 async def _house(places: Places, log: EventLog, idle_exit_seconds: float) -> AsyncIterator[tuple[House, Recovery]]:
     index = Index.open(places.index)
     try:
-        recovery = log.recover(index.mark, index.fold)
+        with without_collecting():
+            recovery = log.recover(index.mark, index.fold)
     except MarkNotThere as exc:
         logger.warning("the index does not belong to this log and is made anew", extra={"why": str(exc)})
         beyond = index.mark
         index.discard()
         index = Index.open(places.index)
-        recovery = log.recover(None, index.fold, once_durable=beyond)
+        with without_collecting():
+            recovery = log.recover(None, index.fold, once_durable=beyond)
     with closing(index), closing(History(places.index)) as history:
-        ledger = Ledger(log, index, now=_now, salt=_salt, run_blocking=_one_at_a_time())
+        ledger = Ledger(log, index, now=_now, salt=_salt, run_blocking=one_at_a_time())
         async with ledger.writing():
             house = House(
                 places=places,
@@ -161,6 +167,16 @@ async def _house(places: Places, log: EventLog, idle_exit_seconds: float) -> Asy
             yield house, recovery
 
 
+@contextmanager
+def without_collecting() -> Iterator[None]:
+    """A long log makes millions of objects, and no cycles to look for."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 def _now() -> datetime:
     return datetime.now(UTC)
 
@@ -169,7 +185,7 @@ def _salt() -> str:
     return secrets.token_hex(16)
 
 
-def _one_at_a_time() -> RunBlocking:
+def one_at_a_time() -> RunBlocking:
     """The log's own thread: in the shared limiter it would wait behind picture files."""
     limiter = trio.CapacityLimiter(1)
 
@@ -206,6 +222,7 @@ async def _work(house: House, post: Post, listener: trio.SocketListener, *, exit
             open_doors.start_soon(_serve_clients, house, listener, sessions)
             open_doors.start_soon(_warm_up, post)
             open_doors.start_soon(_sweep)
+            open_doors.start_soon(_letter, house)
             if exit_when_idle:
                 open_doors.start_soon(_leave_when_idle, house)
             readiness.notify(config.process_environment(), readiness.READY)
@@ -299,6 +316,17 @@ async def _wait_until_none_runs(house: House) -> None:
         if not any(house.keyring.can_draw(job.account) for job in running):
             return
         await house.ledger.wait_beyond(seen)
+
+
+async def _letter(house: House) -> None:
+    """Lets the search's indexes follow, a little at a time: facts wait while they do."""
+    while True:
+        seen = house.ledger.position
+        if await house.ledger.between_writes(partial(house.index.letter, PROMPTS_AT_ONCE)):
+            await trio.sleep(LETTER_SECONDS)
+            continue
+        await house.ledger.wait_beyond(seen)
+        await trio.sleep(LETTER_AGAIN_SECONDS)
 
 
 async def _listen_to_signals(house: House) -> None:

@@ -29,7 +29,7 @@ def text(result: Result) -> str:
         case JobPage():
             return _page("job", result.jobs, result.total, result.offset)
         case HistoryPage():
-            page = _page("generation", result.generations, result.total, result.offset)
+            page = _page("generation", result.generations, result.total, result.offset, at_least=result.at_least)
             return f"{page}\n\n{result.note}" if result.note else page
         case HistoryImport():
             return "\n".join([result.message, *result.unusable])
@@ -106,12 +106,12 @@ def _summary(job: JobSummary) -> str:
     return "\n".join(lines)
 
 
-def _page(noun: str, jobs: tuple[JobSummary, ...], total: int, offset: int) -> str:
+def _page(noun: str, jobs: tuple[JobSummary, ...], total: int, offset: int, *, at_least: bool = False) -> str:
     if not jobs:
         return f"No {noun}s found." if total == 0 else f"No {noun}s beyond number {total}."
     last = offset + len(jobs)
-    head = f"{noun}s {offset + 1}-{last} of {total}".capitalize()
-    if last < total:
+    head = f"{noun}s {offset + 1}-{last} of {'at least ' if at_least else ''}{total}".capitalize()
+    if last < total or at_least:
         head += f"; use offset={last} to see the next ones"
     return "\n\n".join([head + ":", *(_summary(job) for job in jobs)])
 

@@ -38,8 +38,8 @@ from eventlog.events import (
     RequestReceived,
     WordsForgotten,
 )
-from eventlog.index import folded
 from eventlog.jobs import Job, JobBoard
+from eventlog.searching import folded
 from eventlog.segments import Located, Mark, read_log
 from eventlog.values import JobId, Position, Sha256, Words
 

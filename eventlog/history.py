@@ -11,11 +11,16 @@ from typing import NamedTuple
 import msgspec
 
 from eventlog.errors import IndexUnavailable
-from eventlog.index import TRIGRAM_CHARACTERS_MIN, folded, has_trigrams, instant
+from eventlog.index import instant
 from eventlog.jobs import Job
+from eventlog.searching import candidates, folded, has_indexes
 from eventlog.values import JobId, JobState, Position, Sha256
 
 LAST_CHARACTER = "\U0010ffff"  # sorts behind whatever may follow a prefix
+NEWEST_JOBS = 2000  # looked through for a text before its index is asked: what is frequent stands among them
+COUNTED_MAX = 10_000  # whatever fits beyond is counted no more, unless the tally knows
+FOUND_MAX = 1000  # the same behind a page of a search
+NEWEST_FIRST = "ORDER BY requested_at DESC, number DESC"
 IDS_AT_ONCE = 500  # SQLite's oldest limit of values in one question is 999
 
 _decode_job = msgspec.json.Decoder(Job).decode
@@ -42,23 +47,36 @@ class JobQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Page(NamedTuple):
-    """Newest first by the time of asking. `total` counts all that fits, `position` is the commit that the index had reached."""
+    """Newest first by the time of asking. `total` counts all that fits or, with `at_least`, what of it has been looked at;
+    `position` is the commit that the index had reached.
+    """
 
     jobs: tuple[Job, ...]
     total: int
     position: Position
+    at_least: bool = False
+
+
+class _Found(NamedTuple):
+    """Numbers of jobs, a page of them; `total` and `at_least` as of a Page."""
+
+    numbers: Sequence[int]
+    total: int
+    at_least: bool
 
 
 class _Filter:
-    """A WHERE clause that grows; values never stand in the text."""
+    """A WHERE clause that grows; values never stand in the text. `is_tallied`: the tally has how many fit."""
 
     def __init__(self) -> None:
         self._clauses: list[str] = []
         self.values: list[object] = []
+        self.is_tallied = True
 
-    def add(self, clause: str, *values: object) -> None:
+    def add(self, clause: str, *values: object, tallied: bool = False) -> None:
         self._clauses.append(clause)
         self.values += values
+        self.is_tallied = self.is_tallied and tallied
 
     @property
     def where(self) -> str:
@@ -80,7 +98,7 @@ class History:
             )
         try:
             with self._reading() as db:
-                self._has_trigrams = has_trigrams(db)
+                self._has_indexes = has_indexes(db)
         except IndexUnavailable:
             self._db.close()
             raise
@@ -95,20 +113,18 @@ class History:
             IndexUnavailable
         """
         fits = _Filter()
-        fits.add("state = 'completed'")
+        fits.add("state = 'completed'", tallied=True)
         if query.tool is not None:
-            fits.add("tool = ?", query.tool)
+            fits.add("tool = ?", query.tool, tallied=True)
         if query.model is not None:
-            fits.add("model = ?", query.model)
+            fits.add("model = ?", query.model, tallied=True)
         if query.since is not None:
             fits.add("requested_at >= ?", instant(query.since))
         if query.until is not None:
             fits.add("requested_at < ?", instant(query.until))
         if query.as_of is not None:
             fits.add("position <= ?", query.as_of)
-        if query.text:
-            self._add_search(fits, folded(query.text))
-        return self._page(fits, query.limit, query.offset)
+        return self._page(fits, query.limit, query.offset, folded(query.text or ""))
 
     def jobs(self, query: JobQuery) -> Page:
         """Jobs of every state, or of one.
@@ -118,9 +134,9 @@ class History:
         """
         fits = _Filter()
         if query.state is not None:
-            fits.add("state = ?", query.state.value)
+            fits.add("state = ?", query.state.value, tallied=True)
         if query.tool is not None:
-            fits.add("tool = ?", query.tool)
+            fits.add("tool = ?", query.tool, tallied=True)
         return self._page(fits, query.limit, query.offset)
 
     def job(self, job_id: JobId) -> Job | None:
@@ -194,29 +210,62 @@ class History:
         with self._reading() as db:
             return _reached(db)
 
-    def _add_search(self, fits: _Filter, text: str) -> None:
-        """Exactly Python's `in` on the folded prompts. A trigram index cannot answer one or two characters."""
-        if not _is_unicode(text):
-            fits.add("0")  # no prompt holds it: what is not Unicode cannot be written to the log
-            return
-        if self._has_trigrams and len(text) >= TRIGRAM_CHARACTERS_MIN and "\0" not in text:
-            phrase = '"' + text.replace('"', '""') + '"'
-            fits.add("number IN (SELECT rowid FROM prompt WHERE prompt MATCH ?)", phrase)
-        fits.add("instr(prompt, ?) > 0", text)
-
-    def _page(self, fits: _Filter, limit: int, offset: int) -> Page:
+    def _page(self, fits: _Filter, limit: int, offset: int, text: str = "") -> Page:
         with self._reading() as db:
             db.execute("BEGIN")  # rows, total and position from one moment
             try:
-                rows = db.execute(
-                    f"SELECT body FROM job {fits.where} ORDER BY requested_at DESC, number DESC LIMIT ? OFFSET ?",
-                    (*fits.values, limit, offset),
-                ).fetchall()
-                (total,) = db.execute(f"SELECT count(*) FROM job {fits.where}", fits.values).fetchone()
+                found = self._search(fits, limit, offset, text) if text else self._list(fits, limit, offset)
+                bodies = [db.execute("SELECT body FROM job WHERE number = ?", (number,)).fetchone() for number in found.numbers]
                 reached = _reached(db)
             finally:
                 db.execute("ROLLBACK")
-            return Page(tuple(_decode_job(body) for (body,) in rows), total, reached)
+            return Page(tuple(_decode_job(body) for (body,) in bodies), found.total, reached, found.at_least)
+
+    def _list(self, fits: _Filter, limit: int, offset: int) -> _Found:
+        rows = self._db.execute(
+            f"SELECT number FROM job {fits.where} {NEWEST_FIRST} LIMIT ? OFFSET ?", (*fits.values, limit, offset)
+        )
+        numbers = [number for (number,) in rows]
+        if fits.is_tallied:
+            (total,) = self._db.execute(f"SELECT total(jobs) FROM tally {fits.where}", fits.values).fetchone()
+            return _Found(numbers, int(total), at_least=False)
+        counted_max = offset + COUNTED_MAX
+        question = f"SELECT count(*) FROM (SELECT 1 FROM job {fits.where} LIMIT ?)"
+        (total,) = self._db.execute(question, (*fits.values, counted_max + 1)).fetchone()
+        return _Found(numbers, min(total, counted_max), at_least=total > counted_max)
+
+    def _search(self, fits: _Filter, limit: int, offset: int, text: str) -> _Found:
+        """Exactly Python's `in` on the folded prompts, newest first; what is rare costs what its index takes to name it."""
+        if not _is_unicode(text):
+            return _Found((), 0, at_least=False)  # no prompt holds it: what is not Unicode cannot be written to the log
+        newest = f"SELECT number, requested_at FROM job {fits.where} {NEWEST_FIRST} LIMIT ?"
+        (looked_at,) = self._db.execute(f"SELECT count(*) FROM ({newest})", (*fits.values, NEWEST_JOBS + 1)).fetchone()
+        rows = self._db.execute(
+            f"SELECT number FROM ({newest}) CROSS JOIN prompt USING (number) WHERE instr(folded, ?) > 0 {NEWEST_FIRST}",
+            (*fits.values, NEWEST_JOBS, text),
+        )
+        numbers = [number for (number,) in rows]
+        if looked_at <= NEWEST_JOBS or len(numbers) >= offset + limit:
+            return _Found(numbers[offset : offset + limit], len(numbers), at_least=looked_at > NEWEST_JOBS)
+        found_max = offset + limit + FOUND_MAX
+        named, asked = self._candidates(text)
+        rows = self._db.execute(
+            f"SELECT number FROM ({named}) CROSS JOIN job USING (number) CROSS JOIN prompt USING (number) "
+            f"{fits.where} AND instr(folded, ?) > 0 {NEWEST_FIRST} LIMIT ?",
+            (*asked, *fits.values, text, found_max + 1),
+        )
+        numbers = [number for (number,) in rows]
+        total = min(len(numbers), found_max)
+        return _Found(numbers[offset : offset + limit], total, at_least=len(numbers) > found_max)
+
+    def _candidates(self, text: str) -> tuple[str, tuple[object, ...]]:
+        """A question for the numbers of all jobs that may hold the text, and its values."""
+        if not self._has_indexes:
+            return "SELECT number FROM prompt", ()
+        index, words = candidates(text)
+        (lettered,) = self._db.execute("SELECT number FROM lettered").fetchone()
+        beyond = "SELECT number FROM prompt WHERE number > ?"
+        return f"SELECT rowid AS number FROM {index} WHERE {index} MATCH ? UNION ALL {beyond}", (words, lettered)
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:

@@ -8,7 +8,7 @@ writes it; anybody may open it read-only. It changes through the same `apply` as
 import contextlib
 import logging
 import sqlite3
-import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,12 +18,13 @@ import msgspec
 from eventlog.errors import IndexUnavailable
 from eventlog.events import Commit, LaterEvent, WordsForgotten
 from eventlog.jobs import Job, JobBoard, amend
+from eventlog.searching import INDEXES, Prompts
+from eventlog.searching import SCHEMA as PROMPTS
 from eventlog.segments import Located, Mark
 from eventlog.spending import Amounts, Period, Spending, Suspicion, reservations_of
 from eventlog.values import JobId, Position
 
-VERSION = 6
-TRIGRAM_CHARACTERS_MIN = 3
+VERSION = 7
 BUSY_SECONDS_MAX = 0.1  # every commit waits for this: what somebody else holds locked is written with the next one
 # Checkpoints belong into idle moments: one made by a commit stalls the writer by up to 370 ms. This many pages
 # (64 MiB) are only the bound for a daemon that is never idle.
@@ -42,7 +43,6 @@ CREATE TABLE job (
     client TEXT NOT NULL,
     key TEXT NOT NULL,
     request_key TEXT,                     -- digest of the asker's own key; NULL without one
-    prompt TEXT,                          -- folded (NFKC, case); NULL once forgotten
     body BLOB NOT NULL                    -- the whole job, JSON
 ) STRICT;
 CREATE INDEX job_by_state ON job (state, requested_at, number);
@@ -50,6 +50,11 @@ CREATE INDEX job_by_tool ON job (tool, state, requested_at, number);
 CREATE INDEX job_by_model ON job (model, state, requested_at, number);
 CREATE INDEX job_by_time ON job (requested_at, number);
 CREATE INDEX job_by_request_key ON job (request_key) WHERE request_key IS NOT NULL;
+CREATE TABLE tally (
+    state TEXT NOT NULL, tool TEXT NOT NULL, model TEXT NOT NULL,
+    jobs INTEGER NOT NULL,                -- how many there are of these
+    PRIMARY KEY (state, tool, model)
+) STRICT, WITHOUT ROWID;
 CREATE TABLE image (
     sha256 TEXT NOT NULL,                 -- of a file as it was saved, or as it was received
     number INTEGER NOT NULL,              -- of its job
@@ -72,19 +77,12 @@ CREATE TABLE forgetting (
     body BLOB NOT NULL                    -- the fact, JSON
 ) STRICT;
 """
-TRIGRAMS = "CREATE VIRTUAL TABLE prompt USING fts5(folded, content='', columnsize=0, tokenize='trigram case_sensitive 1')"
-
 logger = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
 _decode_job = msgspec.json.Decoder(Job).decode
 _decode_suspicions = msgspec.json.Decoder(tuple[Suspicion, ...]).decode
 _decode_forgotten = msgspec.json.Decoder(WordsForgotten).decode
 _UNUSABLE = (sqlite3.Error, msgspec.DecodeError, UnicodeDecodeError)
-
-
-def folded(text: str) -> str:
-    """The form in which prompts are compared: width, compatibility forms and case do not matter."""
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
 
 
 def instant(at: datetime) -> str:
@@ -102,7 +100,7 @@ class Index:
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self._path = path
         self._db = connection
-        self._has_trigrams = has_trigrams(connection)
+        self._prompts = Prompts(connection)
         self.stale = False
         self._damaged = False
         self._jobs: dict[JobId, None] = {}  # what has changed and is not written yet
@@ -112,6 +110,7 @@ class Index:
         self.mark = msgspec.convert(row, Mark) if row else None
         live = connection.execute("SELECT body FROM job WHERE state IN ('pending', 'running') ORDER BY number").fetchall()
         self.board = JobBoard(_decode_job(body) for (body,) in live)
+        self._states = {job.id: job.state for job in self.board}  # of those that have a row and may change it
         self.spending = Spending(_amounts(connection), reservations_of(self.board), _suspicions(connection))
 
     @classmethod
@@ -176,6 +175,18 @@ class Index:
         with contextlib.suppress(sqlite3.Error):
             self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
+    def letter(self, limit: int) -> bool:
+        """For idle moments: let the search's indexes follow by so many prompts; whether some are left. Fails nobody."""
+        if self.stale or self._damaged:
+            return False
+        try:
+            return self._prompts.letter(limit)
+        except sqlite3.Error as exc:
+            logger.warning("the search's indexes fall behind", extra={"why": str(exc)})
+            with contextlib.suppress(sqlite3.Error):
+                self._db.rollback()
+            return False
+
     def forgetting(self) -> tuple[WordsForgotten, ...]:
         """What was to be forgotten and is not known to be gone; after a rebuild that is everything that ever was.
 
@@ -197,8 +208,7 @@ class Index:
         if self.stale:
             raise IndexUnavailable(f"The index {self._path} is behind the log; restart the daemon, then it catches up.")
         try:
-            if self._has_trigrams:
-                self._db.execute("INSERT INTO prompt (prompt) VALUES ('optimize')")
+            self._prompts.scrub()
             self._db.execute("VACUUM")
             (busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         except sqlite3.Error as exc:
@@ -236,10 +246,11 @@ class Index:
         mark: Mark,
     ) -> None:
         self._db.execute("BEGIN IMMEDIATE")
-        for job_id in jobs:
-            if (job := self.board.get(job_id)) is not None:
-                self._write_job(job)
-                self._write_suspicions(job_id)
+        written = [job for job_id in jobs if (job := self.board.get(job_id)) is not None]
+        for job in written:
+            self._write_job(job)
+            self._write_suspicions(job.id)
+        self._write_tally(written)
         for commit, event in later:
             self._amend(commit, event)
         amounts = dict(self.spending.rows())
@@ -248,6 +259,10 @@ class Index:
         self._db.execute("DELETE FROM reached")
         self._db.execute("INSERT INTO reached VALUES (?, ?, ?)", (mark.offset, mark.position, mark.hash))
         self._db.execute("COMMIT")
+        self._states.update((job.id, job.state) for job in written)
+        for job in written:
+            if job.state.is_over:
+                del self._states[job.id]
         self.mark = mark
         self.board.drop_over(mark.position)
 
@@ -256,16 +271,14 @@ class Index:
         self._db.executemany(
             "INSERT OR IGNORE INTO image VALUES (?, ?)", [(digest, job.requested_position) for digest in sorted(digests)]
         )
-        prompt = None if job.prompt is None else folded(job.prompt)
-        known = self._db.execute("SELECT 1 FROM job WHERE number = ?", (job.requested_position,)).fetchone()
-        if known:
+        if job.id in self._states:
             self._db.execute(
                 "UPDATE job SET position = ?, state = ?, body = ? WHERE number = ?",
                 (job.position, job.state.value, _encode(job), job.requested_position),
             )
             return
         self._db.execute(
-            "INSERT INTO job VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO job VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 job.requested_position,
                 job.id,
@@ -277,12 +290,21 @@ class Index:
                 job.client.name,
                 job.account.key,
                 job.request_key or None,
-                prompt,
                 _encode(job),
             ),
         )
-        if prompt is not None and self._has_trigrams:
-            self._db.execute("INSERT INTO prompt (rowid, folded) VALUES (?, ?)", (job.requested_position, _trigrams_of(prompt)))
+        if job.prompt is not None:
+            self._prompts.add(job.requested_position, job.prompt)
+
+    def _write_tally(self, jobs: Iterable[Job]) -> None:
+        changes: Counter[tuple[str, str, str]] = Counter()
+        for job in jobs:
+            of = (job.request.tool, job.request.model)
+            if (before := self._states.get(job.id)) is not None:
+                changes[before.value, *of] -= 1
+            changes[job.state.value, *of] += 1
+        told = "INSERT INTO tally VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET jobs = jobs + excluded.jobs"
+        self._db.executemany(told, [(*kind, count) for kind, count in changes.items() if count])
 
     def _amend(self, commit: Commit, event: LaterEvent) -> None:
         """A job that is over, whether or not the board has it still."""
@@ -292,21 +314,17 @@ class Index:
             self._db.execute("DELETE FROM suspicion WHERE id = ?", (event.job,))
         if self.board.get(event.job) is not None and not isinstance(event, WordsForgotten):
             return  # its row is as the board has it
-        row = self._db.execute("SELECT number, prompt, body FROM job WHERE id = ?", (event.job,)).fetchone()
+        row = self._db.execute("SELECT number, body FROM job WHERE id = ?", (event.job,)).fetchone()
         if row is None:
             return
-        number, prompt, body = row
+        number, body = row
         try:
             job = amend(_decode_job(body), event, commit)
         except msgspec.DecodeError as exc:
             raise sqlite3.DatabaseError(f"the row of job {event.job} is damaged") from exc
-        if job.prompt is None and prompt is not None and self._has_trigrams:
-            told = "INSERT INTO prompt (prompt, rowid, folded) VALUES ('delete', ?, ?)"  # it keeps no text to look at
-            self._db.execute(told, (number, _trigrams_of(prompt)))
-        self._db.execute(
-            "UPDATE job SET position = ?, prompt = CASE WHEN ? THEN NULL ELSE prompt END, body = ? WHERE number = ?",
-            (job.position, job.prompt is None, _encode(job), number),
-        )
+        if job.prompt is None:
+            self._prompts.forget(number)
+        self._db.execute("UPDATE job SET position = ?, body = ? WHERE number = ?", (job.position, _encode(job), number))
 
     def _write_suspicions(self, job_id: JobId) -> None:
         if suspicions := self.spending.suspicions.get(job_id):
@@ -331,22 +349,13 @@ def _connect(path: Path) -> sqlite3.Connection:
         if version not in (0, VERSION):
             raise sqlite3.DatabaseError(f"version {version} instead of {VERSION}")
         if version == 0:
-            db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+            db.executescript(f"BEGIN; {SCHEMA} {PROMPTS} PRAGMA user_version = {VERSION}; COMMIT;")
             with contextlib.suppress(sqlite3.OperationalError):  # an SQLite without trigrams: every search scans
-                db.execute(TRIGRAMS)
+                db.executescript(f"BEGIN; {INDEXES} COMMIT;")
     except sqlite3.Error:
         db.close()
         raise
     return db
-
-
-def has_trigrams(db: sqlite3.Connection) -> bool:
-    return db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'prompt'").fetchone() is not None
-
-
-def _trigrams_of(prompt: str) -> str:
-    """The tokenizer stops at a NUL. The search looks at the prompt itself afterwards, so more may match here."""
-    return prompt.replace("\0", "\ufffd")
 
 
 def _remove(path: Path) -> None:

@@ -41,6 +41,7 @@ from daemon.ledger import Decision
 from daemon.worker import Worker
 from eventlog import index as index_module
 from eventlog import log as log_module
+from eventlog import searching
 from eventlog.errors import LogDead, LogFull
 from eventlog.events import JobRequested, JobResolved, RequestReceived
 from eventlog.index import Index
@@ -408,8 +409,8 @@ def _index_in_memory(image: bytes) -> Index:
 @cache
 def _empty_index() -> bytes:
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
-        db.executescript(f"BEGIN; {index_module.SCHEMA} COMMIT;")
-        db.execute(index_module.TRIGRAMS)
+        db.executescript(f"BEGIN; {index_module.SCHEMA} {searching.SCHEMA} COMMIT;")
+        db.executescript(searching.INDEXES)
         return bytes(db.serialize())
 
 

@@ -59,9 +59,9 @@ def draw(request: Request) -> None:
 
 
 class StandIn:
-    """`behaviours` are used up one by one; after them it draws."""
+    """`behaviours` are used up one by one; after them it does `otherwise`."""
 
-    def __init__(self, *behaviours: Behaviour) -> None:
+    def __init__(self, *behaviours: Behaviour, otherwise: Behaviour = draw) -> None:
         self.requests: list[Request] = []
         self._behaviours = list(behaviours)
         self._lock = threading.Lock()
@@ -75,7 +75,7 @@ class StandIn:
                 request = Request(self, body)
                 with standin._lock:
                     standin.requests.append(request)
-                    behave = standin._behaviours.pop(0) if standin._behaviours else draw
+                    behave = standin._behaviours.pop(0) if standin._behaviours else otherwise
                 try:
                     behave(request)
                 except (BrokenPipeError, ConnectionResetError):
@@ -86,6 +86,7 @@ class StandIn:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        self._server.handle_error = lambda request, client_address: None  # type: ignore[method-assign]  # daemons are killed
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
 
     def will(self, *behaviours: Behaviour) -> None:

@@ -20,8 +20,9 @@ from daemon.operations import OPERATIONS
 from eventlog.audit import verify
 from eventlog.disk import Disk
 from eventlog.forgetting import NO_WORDS
-from eventlog.index import Index, folded
+from eventlog.index import Index
 from eventlog.log import EventLog
+from eventlog.searching import folded
 from eventlog.values import JobId
 from tests.die_at import after_append_of, die
 from tests.program import Program, running

@@ -5,6 +5,7 @@ import sqlite3
 import tempfile
 from collections.abc import Sequence
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -18,9 +19,10 @@ from eventlog.events import AttemptFailed, Commit, HistoryImported, JobFailed, R
 from eventlog.forgetting import find
 from eventlog.framing import draft, read, seal, without_words
 from eventlog.history import GenerationQuery, History
-from eventlog.index import Index, folded
+from eventlog.index import Index
 from eventlog.jobs import JobBoard
 from eventlog.log import EventLog
+from eventlog.searching import folded
 from eventlog.segments import Located, read_log, segment_name
 from eventlog.values import Blob, Client, Cost, JobId, Position, Sha256
 from tests.eventlog.builders import (
@@ -356,27 +358,35 @@ def indexed(path: Path, located: Sequence[Located], piece: int = 3) -> Index:
     return index
 
 
-def trigrams_in(path: Path) -> set[str]:
+def terms_in(path: Path, index: str) -> set[str]:
     with closing(sqlite3.connect(path)) as db:
-        db.execute("CREATE VIRTUAL TABLE temp.terms USING fts5vocab(main, prompt, row)")
+        db.execute(f"CREATE VIRTUAL TABLE temp.terms USING fts5vocab(main, {index}, row)")
         return {term for (term,) in db.execute("SELECT term FROM temp.terms")}
 
 
-def test_no_byte_of_a_forgotten_prompt_is_left_in_the_index(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lettered", [0, 1, 100])
+def test_no_byte_of_a_forgotten_prompt_is_left_in_the_index(lettered: int, tmp_path: Path) -> None:
     located = written_secret(tmp_path / "events")
     index = indexed(tmp_path / "index.sqlite", [])
     index._db.execute("PRAGMA secure_delete = OFF")  # some systems build SQLite with it; it is not to be relied on
     for one in located:
         index.fold([one])
+    index.letter(lettered)
     assert any(holds(path.read_bytes(), SECRET) for path in tmp_path.glob("index.*"))
     later = Located(forgotten(15, *SECRET_POSITIONS), located[-1].mark._replace(position=Position(15)))
     index.fold([later])
     assert [event.job for event in index.forgetting()] == [JOB]
+    while index.letter(1):
+        pass
     index.scrub()
     for path in tmp_path.glob("index.*"):
         assert not holds(path.read_bytes(), SECRET)
         assert "ツチ".encode() not in path.read_bytes(), "the end of a trigram: beginnings are shared with its neighbours"
-    assert trigrams_in(tmp_path / "index.sqlite") == {"a badger"[at : at + 3] for at in range(6)}
+        assert f"x{ord('チ'):x}".encode() not in path.read_bytes(), "the same of two neighbours"
+    kept = "a badger"
+    assert terms_in(tmp_path / "index.sqlite", "trigram") == {kept[at : at + 3] for at in range(6)}
+    pairs = {f"{ord(one):x}x{ord(two):x}" for one, two in pairwise(kept)}
+    assert terms_in(tmp_path / "index.sqlite", "gram") == {f"{ord(character):x}" for character in kept} | pairs
     with closing(History(tmp_path / "index.sqlite")) as history:
         assert history.generations(GenerationQuery(limit=9, text="badger")).total == 1
         assert history.generations(GenerationQuery(limit=9, text="zucker")).total == 0

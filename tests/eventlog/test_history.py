@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from eventlog.errors import IndexUnavailable
 from eventlog.events import Commit, JobStarted
 from eventlog.history import GenerationQuery, History, JobQuery
-from eventlog.index import Index, folded
+from eventlog.index import Index
+from eventlog.searching import folded
 from eventlog.values import JobId, JobState, Position
 from tests.eventlog.builders import (
     DAWN,
@@ -50,9 +52,10 @@ def drawn(prompts: Sequence[str]) -> list[Commit]:
     ]
 
 
-def index_of(path: Path, commits: Sequence[Commit]) -> None:
+def index_of(path: Path, commits: Sequence[Commit], *, letter: int = 0) -> None:
     with closing(Index.open(path)) as index:
         index.fold(placed(commits))
+        index.letter(letter)
 
 
 @pytest.fixture
@@ -79,21 +82,26 @@ PROMPT = st.text(CHARACTERS, max_size=12)
 @settings(max_examples=60, deadline=None)
 @given(prompts=st.lists(PROMPT, min_size=1, max_size=8), queries=st.lists(PROMPT, min_size=1, max_size=6), data=st.data())
 def test_search_is_exactly_the_substring_of_folded_text(prompts: list[str], queries: list[str], data: st.DataObject) -> None:
+    """However far the indexes have come, whatever they are asked for, and with none."""
     for prompt in prompts:
         start = data.draw(st.integers(0, len(prompt)))
         queries.append(prompt[start : start + data.draw(st.integers(1, 5))])
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "index.sqlite"
-        index_of(path, drawn(prompts))
-        with closing(History(path)) as history:
-            first = [found(history, text=query) for query in queries]
-        with closing(sqlite3.connect(path)) as db:
-            db.execute("DROP TABLE prompt")  # as an SQLite without trigrams leaves it
-        with closing(History(path)) as history:
-            second = [found(history, text=query) for query in queries]
+        index_of(path, drawn(prompts), letter=data.draw(st.integers(0, len(prompts))))
+        answers = []
+        with pytest.MonkeyPatch.context() as patch:
+            for newest in (0, data.draw(st.integers(0, len(prompts))), len(prompts)):
+                patch.setattr("eventlog.history.NEWEST_JOBS", newest)
+                with closing(History(path)) as history:
+                    answers.append([found(history, text=query) for query in queries])
+            patch.setattr("eventlog.history.NEWEST_JOBS", 0)
+            with closing(sqlite3.connect(path)) as db:
+                db.execute("DROP TABLE trigram")  # as an SQLite without trigrams leaves it
+            with closing(History(path)) as history:
+                answers.append([found(history, text=query) for query in queries])
     expected = [[n for n in reversed(range(len(prompts))) if folded(query) in folded(prompts[n])] for query in queries]
-    assert first == expected
-    assert second == expected
+    assert answers == [expected] * 4
 
 
 @pytest.mark.parametrize(
@@ -164,6 +172,25 @@ def test_pages_meet_without_gap_or_overlap_and_the_total_respects_the_filter(his
     assert paged == whole
 
 
+def test_a_long_history_is_not_counted_to_its_end_and_says_so(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    def counted(**query: Any) -> tuple[int, int, bool]:
+        page = history.generations(GenerationQuery(limit=2, **query))
+        return len(page.jobs), page.total, page.at_least
+
+    ever = DAWN - timedelta(days=1)
+    assert counted() == (2, 12, False) and counted(since=ever) == (2, 12, False) and counted(text="fox") == (2, 2, False)
+    monkeypatch.setattr("eventlog.history.COUNTED_MAX", 3)
+    assert counted() == (2, 12, False), "the tally knows"
+    assert counted(since=ever) == (2, 3, True) and counted(since=ever, offset=8) == (2, 11, True)
+    assert counted(since=ever, offset=10) == (2, 12, False) and counted(since=ever, offset=12) == (0, 12, False)
+    monkeypatch.setattr("eventlog.history.NEWEST_JOBS", 4)
+    monkeypatch.setattr("eventlog.history.FOUND_MAX", 1)
+    assert counted(text="fox") == (2, 2, False), "one of them is further back"
+    assert counted(text="a") == (2, 3, True) and counted(text="a", offset=2) == (2, 4, False)
+    monkeypatch.setattr("eventlog.history.NEWEST_JOBS", 11)
+    assert counted(text="a")[2], "two were among the newest, and no further was looked"
+
+
 def test_pages_hold_still_as_of_a_position_while_more_is_drawn(tmp_path: Path) -> None:
     path = tmp_path / "index.sqlite"
     with closing(Index.open(path)) as index, closing(History(path)) as history:
@@ -205,7 +232,7 @@ def test_an_empty_index_has_empty_pages(tmp_path: Path) -> None:
     Index.open(tmp_path / "index.sqlite").close()
     with closing(History(tmp_path / "index.sqlite")) as history:
         page = history.generations(GenerationQuery(limit=10))
-        assert page == ((), 0, Position(0)) and history.position() == 0
+        assert page == ((), 0, Position(0), False) and history.position() == 0
 
 
 def test_what_cannot_be_read_is_said_in_a_sentence(tmp_path: Path) -> None:
