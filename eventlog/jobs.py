@@ -106,7 +106,7 @@ _FROM_KEPT: dict[tuple[Stage, type[Event]], Stage] = {(Stage.STARTED, JobComplet
 """Only a job that was ordered with pictures of an earlier one comes to its end without an attempt."""
 
 
-class Job(Value, frozen=True, omit_defaults=True):
+class Job(Value, frozen=True):
     """All that is known of one job. Times are UTC. `position` is the commit that last changed it.
 
     `imported` names the earlier program that drew it, and `missing` its files that were not found then.
