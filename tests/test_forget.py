@@ -247,7 +247,6 @@ MOMENTS: dict[str, Callable[[], None]] = {
     ("moment", "lose_index"),
     [
         *((moment, False) for moment in MOMENTS),
-        ("before the index is scrubbed", True),
         ("while the copy is written", True),
     ],
 )
