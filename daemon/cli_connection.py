@@ -47,7 +47,7 @@ def connected(*, start: bool = True, named: Named | None = None) -> Iterator[Con
     Raises:
         BadConfiguration, NotRunning, bridge.Trouble: as `client.connected` does.
     """
-    with client.connected(config.default_places(), _settings(named or Named()), start=start) as connection:
+    with client.connected(config.default_places(), _settings(named or Named()), start=start, say=say) as connection:
         yield connection
 
 

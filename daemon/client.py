@@ -5,7 +5,6 @@ once more only where the daemon surely has not begun it: the connection was clos
 the question, or the answer was that the daemon ends and begins nothing new. Blocking.
 """
 
-import base64
 import hashlib
 import http.client
 import json
@@ -19,15 +18,15 @@ from urllib.parse import quote
 
 from daemon import bridge, client_endings, config
 from daemon.config import Places
-from daemon.errors import BadConfiguration, NotRunning, Refused
+from daemon.errors import NotRunning, Refused
 from daemon.version import VERSION
 
 SOCKET_NAME = "control.sock"
 ANSWER_SECONDS_MAX = 120.0  # beyond what the question itself waits for
+STARTING_SECONDS = 0.5  # between two questions to a daemon that still reads its log
 STATUS_SECONDS_MAX = 20.0  # what a daemon answers from its memory; one that is so late hangs
 IMPORT_SECONDS_MAX = 3600.0  # every file of an old history is read once
 KEPT_SECONDS_MAX = 30.0  # the daemon closes what is silent for 60 s; well before, so that this never happens as we ask
-SETTINGS_BYTES_MAX = 11 * 1024  # in base64, and with the other headers, they stay below the 16 KiB of a request's head
 READ_BYTES = 256 * 1024
 TRIES_MAX = 4  # of one question; a daemon that goes away more often has something to say in its log
 
@@ -36,6 +35,10 @@ class _Reply(NamedTuple):
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+    def says(self, code: str) -> bool:
+        """That the daemon takes no question now, and why."""
+        return self.status == 503 and _object(self.body).get("code") == code
 
     def refused(self) -> dict[str, Any]:
         """What a problem says, under the names of a refusal.
@@ -52,6 +55,10 @@ class _Reply(NamedTuple):
 
 class _Broken(NotRunning):
     """In the middle of a question, so the daemon cannot have begun what was asked."""
+
+
+class _StillStarting(Exception):
+    """The daemon reads its log."""
 
 
 class Stopped(NotRunning):
@@ -102,16 +109,24 @@ class Connection:
     """
 
     def __init__(
-        self, places: Places, settings: Mapping[str, str], *, start: bool, now: Callable[[], float] = time.monotonic
+        self,
+        places: Places,
+        settings: Mapping[str, str],
+        *,
+        start: bool,
+        say: Callable[[str], None] | None = None,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """
+        """`say` gets a sentence where somebody has to wait for longer than they expect.
+
         Raises:
             BadConfiguration: the settings cannot be sent.
         """
         self._places = places
         self._start = start
+        self._say, self._said = say or (lambda _: None), ""
         self._now = now
-        self._headers = {"User-Agent": f"imaged/{VERSION}", "X-Imaged-Settings": _encoded(bridge.settings_of(settings))}
+        self._headers = {"User-Agent": f"imaged/{VERSION}", "X-Imaged-Settings": config.settings_header(settings)}
         self._sync_wait = settings.get("IMAGED_SYNC_WAIT_SECONDS", "")
         self._wire: _Wire | None = None
         self._answered_at = 0.0
@@ -203,7 +218,11 @@ class Connection:
                 self.close()
                 raise
             self._answered_at = self._now()
-            if not (self._start and _is_draining(reply)):
+            if reply.says("starting"):
+                self.close()
+                self._wait_for_start(reply)
+                return self._reply(method, target, body, seconds)
+            if not (self._start and reply.says("draining")):
                 return reply
             self._insist_on_crash()
             self.close()
@@ -220,15 +239,20 @@ class Connection:
             if wire is None:
                 raise NotRunning(f"no daemon is running for {self._places.home}.")
             return wire
-        for tried in range(TRIES_MAX):
+        tried = 0
+        while tried < TRIES_MAX:
             if tried:
                 self._insist_on_crash()
                 bridge.connect(str(self._places.home), config.environment(), bridge.daemon_command()).close()
             wire = self._dialled()
             if wire is not None:
                 self._pid = wire.pid
-                if self._stays(wire):
-                    return wire
+                try:
+                    if self._stays(wire):
+                        return wire
+                except _StillStarting:
+                    continue
+            tried += 1
         raise self._none_stays()
 
     def _insist_on_crash(self) -> None:
@@ -242,11 +266,20 @@ class Connection:
         elif client_endings.was_in_order(self._places.events):
             raise Stopped(f"the daemon of {self._places.home} was stopped; nothing goes on until one runs again.")
 
+    def _wait_for_start(self, reply: _Reply) -> None:
+        if (sentence := str(reply.refused()["message"])) != self._said:
+            self._say(sentence)
+        self._said = sentence
+        time.sleep(STARTING_SECONDS)
+
     def _stays(self, wire: _Wire) -> bool:
         """Asked of a new connection, because this question may be lost: it is no fact, and changes nothing."""
         try:
             with _in_our_words(wire, "/v1/status", STATUS_SECONDS_MAX):
                 reply = _whole(wire, ("GET", "/v1/status", None, self._headers), STATUS_SECONDS_MAX)
+            if reply.says("starting"):
+                self._wait_for_start(reply)
+                raise _StillStarting
             if reply.status != 200:
                 raise bridge.Trouble(str(reply.refused()["message"]))
             stays = not _object(reply.body).get("draining") and wire.sock is not None
@@ -283,7 +316,9 @@ class Connection:
 
 
 @contextmanager
-def connected(places: Places, settings: Mapping[str, str], *, start: bool = True) -> Iterator[Connection]:
+def connected(
+    places: Places, settings: Mapping[str, str], *, start: bool = True, say: Callable[[str], None] | None = None
+) -> Iterator[Connection]:
     """A connection to the daemon of this home, which is started if none runs. Of `settings`, those of a session are sent.
 
     Raises:
@@ -291,7 +326,7 @@ def connected(places: Places, settings: Mapping[str, str], *, start: bool = True
         NotRunning: nobody serves this home, and none is to be started, or none stays.
         bridge.Trouble: the daemon cannot be started or reached.
     """
-    with closing(Connection(places, settings, start=start)) as connection:
+    with closing(Connection(places, settings, start=start, say=say)) as connection:
         connection.open()
         yield connection
 
@@ -338,32 +373,12 @@ def _whole(wire: _Wire, question: tuple[str, str, bytes | None, Mapping[str, str
         return _Reply(response.status, names, response.read())
 
 
-def _encoded(settings: Mapping[str, str]) -> str:
-    """base64url of JSON, for a header. Sentences name settings, never their values."""
-    for name, value in settings.items():
-        try:
-            f"{name}{value}".encode()
-        except UnicodeEncodeError:
-            raise BadConfiguration(f"{name!a} is not text in UTF-8; set it again.") from None
-    data = json.dumps(settings, ensure_ascii=False).encode()
-    if len(data) > SETTINGS_BYTES_MAX:
-        longest = max(settings, key=lambda name: len(settings[name]))
-        raise BadConfiguration(
-            f"The settings have {len(data):,} bytes, and {SETTINGS_BYTES_MAX:,} are allowed; make {longest!a} shorter."
-        )
-    return base64.urlsafe_b64encode(data).decode().rstrip("=")
-
-
 def _waiting_seconds(given: object) -> float:
     """How long the daemon waits for jobs before it answers. What makes no sense is refused there."""
     try:
         return min(max(0.0, float(str(given))), config.SYNC_WAIT_SECONDS_MAX)
     except ValueError:
         return 0.0
-
-
-def _is_draining(reply: _Reply) -> bool:
-    return reply.status == 503 and _object(reply.body).get("code") == "draining"
 
 
 def _refusal(reply: _Reply) -> Refused:

@@ -5,8 +5,10 @@ Rule: nobody else reads the environment. A session's settings arrive in the firs
 becomes values, with a sentence for each value that cannot be understood.
 """
 
+import base64
 import hashlib
 import ipaddress
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -30,6 +32,7 @@ PICTURES_PER_MINUTE = 30  # what an agent draws on purpose in a minute is less; 
 SAME_PROMPT_PER_HOUR = 10
 PACE_MAX = 10_000  # of either; as many as are remembered
 SYNC_WAIT_SECONDS_MAX = 3600.0
+SETTINGS_BYTES_MAX = 11 * 1024  # in base64, and with the other headers, they stay below the 16 KiB of a request's head
 INLINE_BYTES_MAX = 8_000_000  # the TypeScript SDK closes a connection on a message of more than 10 MiB
 IDLE_EXIT_SECONDS_MAX = 30 * 86400.0
 _DOLLARS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
@@ -348,3 +351,24 @@ def _number(values: Mapping[str, str], name: str, default: float, low: float, hi
     if not low <= number <= high:
         raise BadConfiguration(f"{name} is {text!r}; give a {kind} from {low:g} to {high:g}.")
     return number
+
+
+def settings_header(environ: Mapping[str, str]) -> str:
+    """A session's settings as the control API takes them: base64url of JSON. Sentences name settings, never their values.
+
+    Raises:
+        BadConfiguration: they are no text, or too long.
+    """
+    settings = bridge.settings_of(environ)
+    for name, value in settings.items():
+        try:
+            f"{name}{value}".encode()
+        except UnicodeEncodeError:
+            raise BadConfiguration(f"{name!a} is not text in UTF-8; set it again.") from None
+    data = json.dumps(settings, ensure_ascii=False).encode()
+    if len(data) > SETTINGS_BYTES_MAX:
+        longest = max(settings, key=lambda name: len(settings[name]))
+        raise BadConfiguration(
+            f"The settings have {len(data):,} bytes, and {SETTINGS_BYTES_MAX:,} are allowed; make {longest!a} shorter."
+        )
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")

@@ -44,6 +44,7 @@ _STATUS: Mapping[str, int] = {
     "draining": 503,
     "index_unavailable": 503,
     "no_space": 503,
+    "starting": 503,
     "too_many_connections": 503,
     "too_many_jobs": 503,
 }

@@ -24,7 +24,7 @@ from typing import TypeVar
 import msgspec
 import trio
 
-from daemon import bridge, config, control, decisions, doors, executable, forgetting, readiness, scheduler
+from daemon import bridge, config, control, decisions, doors, executable, forgetting, readiness, scheduler, starting
 from daemon.config import Places
 from daemon.ending import SHUTDOWN_SECONDS_MAX
 from daemon.errors import AlreadyRunning, BadConfiguration
@@ -81,7 +81,11 @@ async def serve(places: Places, *, exit_when_idle: bool, idle_exit_seconds: floa
     with closing(log):
         control_listener = doors.listen(places.run, control.SOCKET_NAME)
         listener = doors.listen(places.run)  # the last: whoever starts a daemon looks whether somebody is here
-        async with _house(places, log, idle_exit_seconds) as (house, recovery), control_listener, listener:
+        async with (
+            control_listener,
+            listener,
+            _house(places, log, idle_exit_seconds, control_listener) as (house, recovery),
+        ):
             await house.ledger.record(decisions.start_daemon(VERSION, recovery.torn_bytes))
             await put_right(house.ledger, house.store)
             await forgetting.finish(house)
@@ -137,18 +141,12 @@ def _is_served(places: Places) -> bool:
 
 
 @asynccontextmanager
-async def _house(places: Places, log: EventLog, idle_exit_seconds: float) -> AsyncIterator[tuple[House, Recovery]]:
-    index = Index.open(places.index)
-    try:
-        with without_collecting():
-            recovery = log.recover(index.mark, index.fold)
-    except MarkNotThere as exc:
-        logger.warning("the index does not belong to this log and is made anew", extra={"why": str(exc)})
-        beyond = index.mark
-        index.discard()
-        index = Index.open(places.index)
-        with without_collecting():
-            recovery = log.recover(None, index.fold, once_durable=beyond)
+async def _house(
+    places: Places, log: EventLog, idle_exit_seconds: float, control_listener: trio.SocketListener
+) -> AsyncIterator[tuple[House, Recovery]]:
+    reading = starting.Reading(places.events)
+    async with starting.open_door(control_listener, reading):
+        index, recovery = await trio.to_thread.run_sync(_read, places, log, reading)
     with closing(index), closing(History(places.index)) as history:
         ledger = Ledger(log, index, now=_now, salt=_salt, run_blocking=one_at_a_time())
         async with ledger.writing():
@@ -165,6 +163,20 @@ async def _house(places: Places, log: EventLog, idle_exit_seconds: float) -> Asy
                 idle_exit_seconds=idle_exit_seconds,
             )
             yield house, recovery
+
+
+def _read(places: Places, log: EventLog, reading: starting.Reading) -> tuple[Index, Recovery]:
+    """Blocks: for moments beside an index, and for as long as it takes without one."""
+    index = Index.open(places.index)
+    with without_collecting():
+        try:
+            return index, log.recover(index.mark, reading.following(index.fold))
+        except MarkNotThere as exc:
+            logger.warning("the index does not belong to this log and is made anew", extra={"why": str(exc)})
+            beyond = index.mark
+        index.discard()
+        index = Index.open(places.index)
+        return index, log.recover(None, reading.following(index.fold), once_durable=beyond)
 
 
 @contextmanager

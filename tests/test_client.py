@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from daemon import bridge, client
-from daemon.client import SETTINGS_BYTES_MAX, TRIES_MAX, Connection
-from daemon.config import Places
+from daemon.client import TRIES_MAX, Connection
+from daemon.config import SETTINGS_BYTES_MAX, Places
 from daemon.errors import BadConfiguration, NotRunning, Refused
 from daemon.version import VERSION
 from eventlog.events import RequestReceived
@@ -302,6 +302,28 @@ def test_an_answer_of_something_else_is_not_understood(said: bytes, places: Plac
 def test_a_daemon_that_is_ending_refuses_those_who_may_not_start_another(places: Places) -> None:
     with Impostor(places, drains), asking(places) as connection:
         assert connection.ask("get_status")["refused"]["code"] == "draining"
+
+
+def reads(peer: Peer) -> None:
+    peer.hear()
+    peer.say({"code": "starting", "detail": "43 %"}, 503, "Connection: close")
+    peer.close()
+
+
+def test_a_daemon_that_still_reads_its_log_is_waited_for(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "STARTING_SECONDS", 0)
+    said: list[str] = []
+    long = [reads] * (TRIES_MAX + 1)
+    with (
+        Impostor(places, *long, answers({"draining": False}, result(7))) as impostor,
+        client.connected(places, {}, say=said.append) as connection,
+    ):
+        assert connection.ask("generate_image")["result"] == 7
+    assert impostor.asked == ["/v1/status"] * (TRIES_MAX + 2) + ["/v1/generate_image"]
+    assert said == ["43 %"], "once, and then again when it is further"
+    (places.run / client.SOCKET_NAME).unlink()
+    with Impostor(places, *long, answers(result(7))), asking(places) as connection:
+        assert connection.ask("generate_image")["result"] == 7
 
 
 class Starter:
