@@ -14,7 +14,7 @@ import msgspec
 from daemon.config import OPENAI_URL, Places
 from daemon.errors import Refused
 from eventlog.disk import Disk
-from eventlog.events import AttemptStarted, JobEvent
+from eventlog.events import AttemptStarted, FactOfJob
 from eventlog.jobs import Job, JobBoard
 from eventlog.segments import read_log
 from eventlog.values import JobId, digest
@@ -56,7 +56,7 @@ def request_of(home: Path, uuid: str, kind: Shape) -> str:
 def _job(events: Path, uuid: JobId) -> tuple[Job, list[AttemptStarted]]:
     board, sent = JobBoard(), []
     for commit, _, _ in read_log(events, None):
-        own = tuple(event for event in commit.events if isinstance(event, JobEvent) and event.job == uuid)
+        own = tuple(event for event in commit.events if isinstance(event, FactOfJob) and event.job == uuid)
         if own:
             board.apply(msgspec.structs.replace(commit, events=own))
             sent += [event for event in own if isinstance(event, AttemptStarted)]

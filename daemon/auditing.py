@@ -26,7 +26,7 @@ from eventlog import audit
 from eventlog.audit import Fault, Forgetting, Told
 from eventlog.disk import Disk
 from eventlog.errors import EventLogError
-from eventlog.events import Event, HistoryImported, JobCompleted, JobEvent
+from eventlog.events import Event, FactOfJob, HistoryImported, JobCompleted
 from eventlog.forgetting import stored_by
 from eventlog.history import History, JobQuery
 from eventlog.index import Index
@@ -124,7 +124,7 @@ def verify(home: Path, against: Seal | None = None) -> Verdict:
         if against is not None and mark.position == against.position:
             sealed = mark.hash
         for event in commit.events:
-            if not isinstance(event, JobEvent):
+            if not isinstance(event, FactOfJob):
                 continue
             files += _files(event, commit.words or Words(salt=""), commit.position)
             if event.job not in forgotten:
@@ -302,13 +302,14 @@ def _views_as_of(home: Path, until: Until) -> Iterator[tuple[Index, History]]:
     with tempfile.TemporaryDirectory(prefix="imaged-replay-") as folder:
         path = Path(folder) / "index.sqlite"
         with closing(Index.open(path)) as index:
-            pending: list[Located] = []
-            for one in audit.commits(places.events, until):
-                pending.append(one)
-                if len(pending) >= FOLD_COMMITS:
-                    index.fold(pending)
-                    pending = []
-            index.fold(pending)
+            with index.in_bulk():
+                pending: list[Located] = []
+                for one in audit.commits(places.events, until):
+                    pending.append(one)
+                    if len(pending) >= FOLD_COMMITS:
+                        index.fold(pending)
+                        pending = []
+                index.fold(pending)
             with closing(History(path)) as history:
                 yield index, history
 

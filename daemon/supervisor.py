@@ -170,13 +170,15 @@ def _read(places: Places, log: EventLog, reading: starting.Reading) -> tuple[Ind
     index = Index.open(places.index)
     with without_collecting():
         try:
-            return index, log.recover(index.mark, reading.following(index.fold))
+            with index.in_bulk():
+                return index, log.recover(index.mark, reading.following(index.fold))
         except MarkNotThere as exc:
             logger.warning("the index does not belong to this log and is made anew", extra={"why": str(exc)})
             beyond = index.mark
         index.discard()
         index = Index.open(places.index)
-        return index, log.recover(None, reading.following(index.fold), once_durable=beyond)
+        with index.in_bulk():
+            return index, log.recover(None, reading.following(index.fold), once_durable=beyond)
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from eventlog.events import (
     Commit,
     DaemonStarted,
     DaemonStopped,
+    FactOfJob,
+    FactOfOver,
     HistoryImported,
     JobCancelled,
     JobCancelRequested,
@@ -29,7 +31,7 @@ from eventlog.events import (
     WordsForgotten,
 )
 from eventlog.jobs import JobBoard
-from eventlog.segments import START, Located, Mark, Scan, located, read_log, segment_name, segment_starts
+from eventlog.segments import START, Located, Mark, Scan, read_log, segment_name, segment_starts
 from eventlog.spending import Spending
 from eventlog.values import CostRange, JobId, MicroUSD, Position, Sha256, Words
 
@@ -138,8 +140,8 @@ def _follow(scan: Scan, words: _SpokenWords) -> tuple[Mark, Fault | None]:
     mark = START
     try:
         for found in scan:
-            commit, mark, _ = one = located(found)
-            words.follow(one)
+            commit, mark, _ = found.located
+            words.follow(found.located)
             board.apply(commit)
             spending.apply(commit)
             board.drop_over(commit.position)
@@ -191,7 +193,7 @@ def tell(directory: Path, until: Position | datetime | None = None) -> Iterator[
     """
     for commit, _, _ in commits(directory, until):
         for event in commit.events:
-            if isinstance(event, JobEvent | LaterEvent):
+            if isinstance(event, FactOfJob | FactOfOver):
                 yield Told(commit.position, commit.at, event.job, harmless(_told(event, commit)))
             elif isinstance(event, DaemonStarted):
                 yield Told(commit.position, commit.at, None, harmless(f"imaged {event.software} started"))

@@ -61,7 +61,19 @@ class RequestReceived(Value, frozen=True, tag=True):
     client: Client
 
 
-class JobRequested(Value, frozen=True, tag=True):
+class FactOfJob(Value, frozen=True):
+    """Of one job that is not over; `JobEvent` names them all."""
+
+    job: JobId
+
+
+class FactOfOver(Value, frozen=True):
+    """Of one job that is over, and may have left the board long ago; `LaterEvent` names them all."""
+
+    job: JobId
+
+
+class JobRequested(FactOfJob, frozen=True, tag=True):
     """A picture was ordered. Words: `prompt`, `output_path`, `output_dir`, `sources`.
 
     `sidecar`: the picture's file is left as it came and its provenance is put beside it. `request_key` is the
@@ -71,7 +83,6 @@ class JobRequested(Value, frozen=True, tag=True):
     had to say yes, `approved_by` tells how they did: `elicitation` or `terminal`.
     """
 
-    job: JobId
     request: ImageRequest
     account: Account
     client: Client
@@ -93,26 +104,23 @@ class CapsChanged(Value, frozen=True, tag=True):
     caps: Caps
 
 
-class JobStarted(Value, frozen=True, tag=True):
+class JobStarted(FactOfJob, frozen=True, tag=True):
     """The job has its place among the running ones."""
 
-    job: JobId
 
-
-class AttemptStarted(Value, frozen=True, tag=True):
+class AttemptStarted(FactOfJob, frozen=True, tag=True):
     """Money may be spent from here on: this is on disk before the first byte leaves.
 
     `client_request_id` is sent as X-Client-Request-Id and names the attempt to OpenAI's support;
     `body_sha256` is the digest of the body exactly as sent.
     """
 
-    job: JobId
     attempt: int
     client_request_id: str
     body_sha256: Sha256
 
 
-class AttemptFailed(Value, frozen=True, tag=True):
+class AttemptFailed(FactOfJob, frozen=True, tag=True):
     """An attempt ended without a usable reply. `status` is the HTTP status, None without one.
 
     `kept` are the bytes of a reply that could not be used, if there were any; `usage` and `cost` what it said of
@@ -120,7 +128,6 @@ class AttemptFailed(Value, frozen=True, tag=True):
     `moderation_stage` and `categories` are what the safety system said, if it did. Words: `message`.
     """
 
-    job: JobId
     attempt: int
     code: str
     billed: Billed
@@ -134,19 +141,17 @@ class AttemptFailed(Value, frozen=True, tag=True):
     categories: tuple[str, ...] = ()
 
 
-class PartialReceived(Value, frozen=True, tag=True):
+class PartialReceived(FactOfJob, frozen=True, tag=True):
     """A preview of a picture that is still being drawn is durable in the store. `index` counts from 0, as the API does."""
 
-    job: JobId
     attempt: int
     index: int
     picture: Picture
 
 
-class ReplyReceived(Value, frozen=True, tag=True):
+class ReplyReceived(FactOfJob, frozen=True, tag=True):
     """The reply is durable in the store; the money is accounted from here."""
 
-    job: JobId
     attempt: int
     pictures: tuple[Picture, ...]
     cost: Cost
@@ -155,49 +160,42 @@ class ReplyReceived(Value, frozen=True, tag=True):
     request_id: str = ""
 
 
-class JobCompleted(Value, frozen=True, tag=True):
+class JobCompleted(FactOfJob, frozen=True, tag=True):
     """Every picture is a durable file. Words: `paths` and, if there are any, `sidecars`, in the order of `images`."""
 
-    job: JobId
     images: tuple[ImageFile, ...]
 
 
-class JobFailed(Value, frozen=True, tag=True):
+class JobFailed(FactOfJob, frozen=True, tag=True):
     """The job is over without files in their place. Words: `message`."""
 
-    job: JobId
     code: str
     billed: Billed
 
 
-class JobCancelRequested(Value, frozen=True, tag=True):
+class JobCancelRequested(FactOfJob, frozen=True, tag=True):
     """Somebody wants a running job to stop."""
 
-    job: JobId
 
-
-class JobCancelled(Value, frozen=True, tag=True):
+class JobCancelled(FactOfJob, frozen=True, tag=True):
     """The job stopped at somebody's wish. `billed` is unknown if a request was under way."""
 
-    job: JobId
     billed: Billed = "no"
 
 
-class JobInterrupted(Value, frozen=True, tag=True):
+class JobInterrupted(FactOfJob, frozen=True, tag=True):
     """The outcome of the attempt is not known; OpenAI may have charged for it. Words: `message`."""
 
-    job: JobId
     code: str = "outcome_unknown"
 
 
-class HistoryImported(Value, frozen=True, tag=True):
+class HistoryImported(FactOfJob, frozen=True, tag=True):
     """A generation in the history of an earlier program was taken over, as that program told it.
 
     The log proves only that this was said when it was imported. `created_at` is the earlier program's time, `images`
     are its files as they were found, None where there was none. Words: `prompt`, `paths` in the order of `images`.
     """
 
-    job: JobId
     source: str
     created_at: datetime
     request: ImageRequest
@@ -206,25 +204,23 @@ class HistoryImported(Value, frozen=True, tag=True):
     usage: Usage | None = None
 
 
-class WordsForgotten(Value, frozen=True, tag=True):
+class WordsForgotten(FactOfOver, frozen=True, tag=True):
     """Somebody wants the words of a job to be gone: on disk before the first of them is removed.
 
     `positions` are the commits whose words go, the job's own and requests that repeat them. What the store holds for
     this job alone goes as well and, with `files`, what was saved for its owner.
     """
 
-    job: JobId
     positions: tuple[Position, ...]
     files: bool = False
 
 
-class JobResolved(Value, frozen=True, tag=True):
+class JobResolved(FactOfOver, frozen=True, tag=True):
     """Of a job that is over and may have been billed, somebody looked at the bill and said whether it was.
 
     `cost` is None if it was not. `client` is who said so.
     """
 
-    job: JobId
     billed: Literal["no", "yes"]
     client: Client
     cost: Cost | None = None
@@ -245,7 +241,6 @@ JobEvent = (
     | JobInterrupted
 )
 LaterEvent = WordsForgotten | JobResolved
-"""Of a job that is over, and may have left the board long ago."""
 
 Event = LogCreated | DaemonStarted | DaemonStopped | RequestReceived | CapsChanged | LaterEvent | JobEvent
 

@@ -30,8 +30,8 @@ from eventlog.events import (
     AttemptFailed,
     AttemptStarted,
     Event,
+    FactOfJob,
     JobCompleted,
-    JobEvent,
     JobRequested,
     PartialReceived,
     ReplyReceived,
@@ -110,7 +110,7 @@ class _Reading:
                 self.recorded |= set(event.positions) if event.job in self.jobs else set()
         if commit.words is not None and _only_asks(located):
             self.queries.add(_query_in(commit.words))
-        own = tuple(event for event in commit.events if isinstance(event, JobEvent) and event.job in self.jobs)
+        own = tuple(event for event in commit.events if isinstance(event, FactOfJob) and event.job in self.jobs)
         if not own:
             return
         self.board.apply(msgspec.structs.replace(commit, events=own))
@@ -175,7 +175,7 @@ def _only_asks(located: Located) -> bool:
 
 
 def _others(located: Located, forgotten: Collection[JobId]) -> tuple[Event, ...]:
-    return tuple(event for event in located.commit.events if isinstance(event, JobEvent) and event.job not in forgotten)
+    return tuple(event for event in located.commit.events if isinstance(event, FactOfJob) and event.job not in forgotten)
 
 
 def _parts_of(prompt: str, searches: Collection[str]) -> set[str]:

@@ -42,7 +42,7 @@ class Sealed(NamedTuple):
     hash: Sha256
 
 
-class Line(NamedTuple):
+class Line(msgspec.Struct, frozen=True, gc=False):
     """`words_forgotten`: the commit names words, but spaces stand in their place."""
 
     hash: Sha256
@@ -52,10 +52,10 @@ class Line(NamedTuple):
     words_forgotten: bool
 
 
-class _Body(msgspec.Struct, frozen=True):
-    previous: str
-    position: int
-    batch: int
+class _Body(msgspec.Struct, frozen=True, gc=False):
+    previous: Sha256
+    position: Position
+    batch: Position
     at: datetime
     words: str | None
     events: tuple[Event, ...]
@@ -129,11 +129,12 @@ def read(line: bytes) -> Line:
         Unsound: torn or damaged.
         LogTooNew: whole and sound, but with facts or a format that this version does not know.
     """
-    if len(line) < 67 or line[64:65] != b" ":
+    if line[64:65] != b" ":
         raise Unsound("no hash at the start")
-    body, space, tail = line[65:].partition(b" ")
-    proof = hashlib.sha256(body).hexdigest()
-    if proof.encode() != line[:64]:
+    space = line.find(b" ", 65)
+    body = line[65:] if space < 0 else line[65:space]
+    proof = Sha256(hashlib.sha256(body).hexdigest())
+    if not line.startswith(proof.encode()):
         raise Unsound("the hash does not fit")
     try:
         parsed = _decode_body(body)
@@ -143,11 +144,11 @@ def read(line: bytes) -> Line:
         if isinstance(event, LogCreated) and event.format > FORMAT:
             raise LogTooNew(f"The log has format {event.format}, written by {event.software}; upgrade imaged.")
     try:
-        words, forgotten = _words(parsed.words, space + tail)
+        words, forgotten = _words(parsed.words, b"" if space < 0 else line[space:])
     except _UNREADABLE as exc:
         raise _too_new(body, str(exc)) from exc
-    commit = Commit(position=Position(parsed.position), at=parsed.at, events=parsed.events, words=words)
-    return Line(Sha256(proof), Sha256(parsed.previous), Position(parsed.batch), commit, forgotten)
+    commit = Commit(position=parsed.position, at=parsed.at, events=parsed.events, words=words)
+    return Line(proof, parsed.previous, parsed.batch, commit, forgotten)
 
 
 def without_words(line: bytes) -> bytes:

@@ -9,74 +9,24 @@ import contextlib
 import logging
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
 from eventlog.errors import IndexUnavailable
-from eventlog.events import Commit, LaterEvent, WordsForgotten
+from eventlog.events import Commit, FactOfOver, LaterEvent, WordsForgotten
 from eventlog.jobs import Job, JobBoard, amend
-from eventlog.searching import INDEXES, Prompts
-from eventlog.searching import SCHEMA as PROMPTS
-from eventlog.segments import Located, Mark
+from eventlog.searching import Prompts
+from eventlog.segments import START, Located, Mark
 from eventlog.spending import Amounts, Period, Spending, Suspicion, reservations_of
+from eventlog.tables import AS_USUAL, VERSIONED, connect, remove
 from eventlog.values import JobId, Position
 
-VERSION = 7
-BUSY_SECONDS_MAX = 0.1  # every commit waits for this: what somebody else holds locked is written with the next one
-# Checkpoints belong into idle moments: one made by a commit stalls the writer by up to 370 ms. This many pages
-# (64 MiB) are only the bound for a daemon that is never idle.
-CHECKPOINT_PAGES = 16_384
-
-SCHEMA = """
-CREATE TABLE reached (offset INTEGER NOT NULL, position INTEGER NOT NULL, hash TEXT NOT NULL);
-CREATE TABLE job (
-    number INTEGER PRIMARY KEY,           -- position of the request, or of the import
-    id TEXT NOT NULL UNIQUE,
-    position INTEGER NOT NULL,            -- of the commit that last changed it
-    requested_at TEXT NOT NULL,           -- UTC, ISO 8601 with microseconds: sorts as text
-    state TEXT NOT NULL,
-    tool TEXT NOT NULL,
-    model TEXT NOT NULL,
-    client TEXT NOT NULL,
-    key TEXT NOT NULL,
-    request_key TEXT,                     -- digest of the asker's own key; NULL without one
-    body BLOB NOT NULL                    -- the whole job, JSON
-) STRICT;
-CREATE INDEX job_by_state ON job (state, requested_at, number);
-CREATE INDEX job_by_tool ON job (tool, state, requested_at, number);
-CREATE INDEX job_by_model ON job (model, state, requested_at, number);
-CREATE INDEX job_by_time ON job (requested_at, number);
-CREATE INDEX job_by_request_key ON job (request_key) WHERE request_key IS NOT NULL;
-CREATE TABLE tally (
-    state TEXT NOT NULL, tool TEXT NOT NULL, model TEXT NOT NULL,
-    jobs INTEGER NOT NULL,                -- how many there are of these
-    PRIMARY KEY (state, tool, model)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE image (
-    sha256 TEXT NOT NULL,                 -- of a file as it was saved, or as it was received
-    number INTEGER NOT NULL,              -- of its job
-    PRIMARY KEY (sha256, number)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE spending (
-    day TEXT, model TEXT, client TEXT, key TEXT,
-    settled INTEGER NOT NULL, possibly_billed INTEGER NOT NULL,   -- micro-dollars
-    unpriced INTEGER NOT NULL, images INTEGER NOT NULL, replies INTEGER NOT NULL,
-    estimated_low INTEGER NOT NULL, estimated_high INTEGER NOT NULL,   -- micro-dollars
-    unestimated INTEGER NOT NULL,
-    PRIMARY KEY (day, model, client, key)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE suspicion (
-    id TEXT PRIMARY KEY,                  -- of a job that may have been billed
-    body BLOB NOT NULL                    -- where and with what its lost attempts are counted, JSON
-) STRICT, WITHOUT ROWID;
-CREATE TABLE forgetting (
-    number INTEGER PRIMARY KEY,           -- of a WordsForgotten that is not known to be carried out
-    body BLOB NOT NULL                    -- the fact, JSON
-) STRICT;
-"""
+BULK_CACHE_KIB = 64 * 1024
+BULK_JOBS = 2000  # written at once while a long stretch is followed
 logger = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
 _decode_job = msgspec.json.Decoder(Job).decode
@@ -103,11 +53,14 @@ class Index:
         self._prompts = Prompts(connection)
         self.stale = False
         self._damaged = False
+        self._jobs_at_once = 0  # so many are waited for before any is written
+        self._journalled = True
         self._jobs: dict[JobId, None] = {}  # what has changed and is not written yet
         self._periods: dict[Period, None] = {}
         self._later: list[tuple[Commit, LaterEvent]] = []
         row = connection.execute("SELECT offset, position, hash FROM reached").fetchone()
         self.mark = msgspec.convert(row, Mark) if row else None
+        self._followed = self.mark or START
         live = connection.execute("SELECT body FROM job WHERE state IN ('pending', 'running') ORDER BY number").fetchall()
         self.board = JobBoard(_decode_job(body) for (body,) in live)
         self._states = {job.id: job.state for job in self.board}  # of those that have a row and may change it
@@ -125,14 +78,14 @@ class Index:
         except (*_UNUSABLE, OSError) as exc:
             logger.warning("the index is made anew", extra={"why": str(exc)})
         try:
-            _remove(path)
+            remove(path)
             return cls._opened(path)
         except (*_UNUSABLE, OSError) as exc:
             raise IndexUnavailable(f"The index {path} cannot be made ({exc}); see to the disk, then start.") from exc
 
     @classmethod
     def _opened(cls, path: Path) -> "Index":
-        connection = _connect(path)
+        connection = connect(path)
         try:
             return cls(path, connection)
         except _UNUSABLE:
@@ -148,27 +101,60 @@ class Index:
         an index that somebody holds locked is caught up with the next commit, a damaged one at the next start.
         """
         for commit, _, _ in located:
-            self._jobs.update(dict.fromkeys(self.board.apply(commit)))
-            self._periods.update(dict.fromkeys(self.spending.apply(commit)))
-            self._later += [(commit, event) for event in commit.events if isinstance(event, LaterEvent)]
+            for job_id in self.board.apply(commit):
+                self._jobs[job_id] = None
+            for period in self.spending.apply(commit):
+                self._periods[period] = None
+            for event in commit.events:
+                if isinstance(event, FactOfOver):
+                    self._later.append((commit, event))
         if self._damaged or not located:
             return
+        self._followed = located[-1].mark
+        if len(self._jobs) >= self._jobs_at_once:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
         try:
-            self._write(self._jobs, self._periods, self._later, located[-1].mark)
+            self._write(self._jobs, self._periods, self._later, self._followed)
         except sqlite3.Error as exc:
             logger.warning("the index falls behind", extra={"why": str(exc)})
             self.stale = True
             with contextlib.suppress(sqlite3.Error):
                 self._db.rollback()
-            if not isinstance(exc, sqlite3.OperationalError):
-                # Damaged, not merely busy or without room: its name goes now, so that the next start makes it anew.
-                # Open connections go on reading what they have.
-                self._damaged = True
-                with contextlib.suppress(OSError):
-                    _remove(self._path)
+            if not self._journalled or not isinstance(exc, sqlite3.OperationalError):
+                self._give_up()
             return
         self.stale = False
         self._jobs, self._periods, self._later = {}, {}, []
+
+    @contextmanager
+    def in_bulk(self) -> Iterator[None]:
+        """For as long as a long stretch of the log is followed. An index that only begins is not journalled meanwhile: what a
+        crash leaves of it has no version, and is made anew. Fails nobody, as `fold`.
+        """
+        if self.mark is not None:
+            yield
+            return
+        for setting in ("user_version = 0", "journal_mode = OFF", "synchronous = OFF", f"cache_size = -{BULK_CACHE_KIB}"):
+            self._db.execute(f"PRAGMA {setting}").fetchall()
+        self._jobs_at_once = BULK_JOBS
+        self._journalled = False
+        try:
+            yield
+        finally:
+            self._jobs_at_once = 0
+        self._catch_up()
+        if self._damaged or self.stale:
+            return
+        try:
+            # The first checkpoint makes all of it durable; only then it gets its version.
+            for step in (*AS_USUAL, "UPDATE reached SET position = position", "PRAGMA wal_checkpoint(TRUNCATE)", VERSIONED):
+                self._db.execute(step).fetchall()
+            self._journalled = True
+        except sqlite3.Error as exc:
+            logger.warning("the index cannot be finished", extra={"why": str(exc)})
+            self._give_up()
 
     def checkpoint(self) -> None:
         """Bring the write-ahead log home; for idle moments. Waits for nobody, and fails nobody."""
@@ -236,7 +222,15 @@ class Index:
 
     def discard(self) -> None:
         self._db.close()
-        _remove(self._path)
+        remove(self._path)
+
+    def _give_up(self) -> None:
+        """Damaged, not merely busy or without room: its name goes now, so that the next start makes it anew. Open
+        connections go on reading what they have.
+        """
+        self._damaged = self.stale = True
+        with contextlib.suppress(OSError):
+            remove(self._path)
 
     def _write(
         self,
@@ -247,15 +241,12 @@ class Index:
     ) -> None:
         self._db.execute("BEGIN IMMEDIATE")
         written = [job for job_id in jobs if (job := self.board.get(job_id)) is not None]
-        for job in written:
-            self._write_job(job)
-            self._write_suspicions(job.id)
+        self._write_jobs(written)
         self._write_tally(written)
         for commit, event in later:
             self._amend(commit, event)
-        amounts = dict(self.spending.rows())
         for period in periods:
-            self._write_spending(period, amounts[period])
+            self._write_spending(period, self.spending.row(period))
         self._db.execute("DELETE FROM reached")
         self._db.execute("INSERT INTO reached VALUES (?, ?, ?)", (mark.offset, mark.position, mark.hash))
         self._db.execute("COMMIT")
@@ -266,35 +257,23 @@ class Index:
         self.mark = mark
         self.board.drop_over(mark.position)
 
-    def _write_job(self, job: Job) -> None:
-        digests = {digest for image in job.images for digest in (image.sha256, image.original)}
-        self._db.executemany(
-            "INSERT OR IGNORE INTO image VALUES (?, ?)", [(digest, job.requested_position) for digest in sorted(digests)]
-        )
-        if job.id in self._states:
-            self._db.execute(
-                "UPDATE job SET position = ?, state = ?, body = ? WHERE number = ?",
-                (job.position, job.state.value, _encode(job), job.requested_position),
-            )
-            return
-        self._db.execute(
-            "INSERT INTO job VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                job.requested_position,
-                job.id,
-                job.position,
-                instant(job.requested_at),
-                job.state.value,
-                job.request.tool,
-                job.request.model,
-                job.client.name,
-                job.account.key,
-                job.request_key or None,
-                _encode(job),
-            ),
-        )
-        if job.prompt is not None:
-            self._prompts.add(job.requested_position, job.prompt)
+    def _write_jobs(self, jobs: Sequence[Job]) -> None:
+        new = [job for job in jobs if job.id not in self._states]
+        changed = [
+            (job.position, job.state.value, _encode(job), job.requested_position) for job in jobs if job.id in self._states
+        ]
+        images = [
+            (digest, job.requested_position)
+            for job in jobs
+            for image in job.images
+            for digest in sorted({image.sha256, image.original})
+        ]
+        suspicions = [(job.id, _encode(found)) for job in jobs if (found := self.spending.suspicions.get(job.id))]
+        self._db.executemany("INSERT INTO job VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", map(_row, new))
+        self._db.executemany("UPDATE job SET position = ?, state = ?, body = ? WHERE number = ?", changed)
+        self._db.executemany("INSERT OR IGNORE INTO image VALUES (?, ?)", images)
+        self._db.executemany("INSERT OR REPLACE INTO suspicion VALUES (?, ?)", suspicions)
+        self._prompts.add((job.requested_position, job.prompt) for job in new if job.prompt is not None)
 
     def _write_tally(self, jobs: Iterable[Job]) -> None:
         changes: Counter[tuple[str, str, str]] = Counter()
@@ -326,10 +305,6 @@ class Index:
             self._prompts.forget(number)
         self._db.execute("UPDATE job SET position = ?, body = ? WHERE number = ?", (job.position, _encode(job), number))
 
-    def _write_suspicions(self, job_id: JobId) -> None:
-        if suspicions := self.spending.suspicions.get(job_id):
-            self._db.execute("INSERT OR REPLACE INTO suspicion VALUES (?, ?)", (job_id, _encode(suspicions)))
-
     def _write_spending(self, period: Period, amounts: Amounts) -> None:
         self._db.execute(
             "INSERT OR REPLACE INTO spending VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -337,31 +312,20 @@ class Index:
         )
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.touch(mode=0o600)
-    db = sqlite3.connect(path, timeout=BUSY_SECONDS_MAX, isolation_level=None, check_same_thread=False)
-    try:
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = NORMAL")
-        db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, VERSION):
-            raise sqlite3.DatabaseError(f"version {version} instead of {VERSION}")
-        if version == 0:
-            db.executescript(f"BEGIN; {SCHEMA} {PROMPTS} PRAGMA user_version = {VERSION}; COMMIT;")
-            with contextlib.suppress(sqlite3.OperationalError):  # an SQLite without trigrams: every search scans
-                db.executescript(f"BEGIN; {INDEXES} COMMIT;")
-    except sqlite3.Error:
-        db.close()
-        raise
-    return db
-
-
-def _remove(path: Path) -> None:
-    """With its companions: a stale -wal beside a new file is damage."""
-    for name in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
-        name.unlink(missing_ok=True)
+def _row(job: Job) -> tuple[object, ...]:
+    return (
+        job.requested_position,
+        job.id,
+        job.position,
+        instant(job.requested_at),
+        job.state.value,
+        job.request.tool,
+        job.request.model,
+        job.client.name,
+        job.account.key,
+        job.request_key or None,
+        _encode(job),
+    )
 
 
 def _amounts(db: sqlite3.Connection) -> dict[Period, Amounts]:

@@ -20,6 +20,8 @@ from eventlog.events import (
     AttemptStarted,
     Commit,
     Event,
+    FactOfJob,
+    FactOfOver,
     HistoryImported,
     JobCancelled,
     JobCancelRequested,
@@ -106,7 +108,7 @@ _FROM_KEPT: dict[tuple[Stage, type[Event]], Stage] = {(Stage.STARTED, JobComplet
 """Only a job that was ordered with pictures of an earlier one comes to its end without an attempt."""
 
 
-class Job(Value, frozen=True):
+class Job(Value, frozen=True, omit_defaults=True):
     """All that is known of one job. Times are UTC. `position` is the commit that last changed it.
 
     `imported` names the earlier program that drew it, and `missing` its files that were not found then.
@@ -228,7 +230,7 @@ def _located(
     images: Sequence[ImageFile], paths: Sequence[str | None], sidecars: Sequence[str | None] = ()
 ) -> tuple[StoredImage, ...]:
     return tuple(
-        StoredImage(path=path, sidecar=sidecar, **msgspec.structs.asdict(image))
+        StoredImage.of(image, path, sidecar)
         for image, path, sidecar in zip(images, paths, sidecars or (None,) * len(images), strict=True)
     )
 
@@ -284,6 +286,8 @@ def _without_words(job: Job, at: datetime) -> Job:
 def _changes(job: Job, event: JobEvent, words: Words, at: datetime) -> dict[str, object]:
     """What the fact says of the job beyond its stage."""
     match event:
+        case JobStarted():
+            return {}
         case AttemptStarted():
             begun = {"attempts": event.attempt, "client_request_id": event.client_request_id}
             return {**begun, "request_id": "", "retry_at": None, "previews": ()}
@@ -373,9 +377,9 @@ class JobBoard:
         """
         touched: dict[JobId, Job] = {}
         for event in commit.events:
-            if isinstance(event, LaterEvent) and (over := self._jobs.get(event.job)) is not None:
-                touched[event.job] = amend(over, event, commit)
-            if not isinstance(event, JobEvent):
+            if not isinstance(event, FactOfJob):
+                if isinstance(event, FactOfOver) and (over := self._jobs.get(event.job)) is not None:
+                    touched[event.job] = amend(over, event, commit)
                 continue
             if isinstance(event, JobRequested | HistoryImported):
                 if event.job in self._jobs or event.job in touched:

@@ -21,13 +21,13 @@ from eventlog.errors import LogCorrupt, LogDead, LogFull, LogLocked
 from eventlog.events import FORMAT, Commit, LogCreated
 from eventlog.framing import Draft, draft, seal
 from eventlog.rewriting import rewrite, sweep
-from eventlog.segments import READ_BYTES, START, Located, Mark, Read, Scan, located, segment_name, segment_starts
+from eventlog.segments import READ_BYTES, START, Located, Mark, Read, Scan, segment_name, segment_starts
 from eventlog.values import Position
 
 SEGMENT_BYTES = 64 * 1024 * 1024
 RESERVE_BYTES = 4 * 1024 * 1024  # last words of a full disk: some thousand facts
 RESERVE_AGAIN_BYTES = 64 * 1024 * 1024  # free space at which a full disk counts as healed
-REPLAY_COMMITS = 1000
+REPLAY_COMMITS = 250
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class EventLog:
     ) -> Recovery:
         """Read what follows `mark` (None: everything), cut off a torn tail, and make the end writable.
 
-        `replay` gets the commits in order, in pieces of about 1,000; never one that is not durable afterwards
+        `replay` gets the commits in order, in pieces of about 5,000; never one that is not durable afterwards
         if this returns.
 
         `once_durable` is a mark that an index was once given, and that led to MarkNotThere: a torn end that it lies
@@ -112,13 +112,13 @@ class EventLog:
         pending: list[Located] = []
         replayed = 0
         for found in scan:
-            if found.line.batch == found.line.commit.position:  # what came before is durable
+            if found.batch == found.located.mark.position:  # what came before is durable
                 batch = []
                 if len(pending) >= REPLAY_COMMITS:
                     replay(pending)
                     pending = []
             batch.append(found)
-            pending.append(located(found))
+            pending.append(found.located)
             replayed += 1
         if once_durable is not None and once_durable.position > scan.last.position:
             self._insist_on_clean_end(scan, segments, once_durable)
@@ -338,9 +338,9 @@ class EventLog:
             torn_file = self._set_aside_in_the_room_there_is(cut, torn)
             self._disk.truncate(self._segment, cut)
         # After a failed sync the end may live in memory only, and the next power cut would take it.
-        if batch and batch[0].offset >= self._segment_start:
-            raw = b"".join(found.raw for found in batch)
-            self._disk.pwrite(self._segment, raw, batch[0].offset - self._segment_start)
+        if batch and (first := batch[0].located.mark.offset) >= self._segment_start:
+            raw = b"".join(found.raw + b"\n" for found in batch)
+            self._disk.pwrite(self._segment, raw, first - self._segment_start)
         self._disk.sync(self._segment)
         self._disk.sync_directory(self._directory)
         return torn, torn_file

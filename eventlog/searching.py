@@ -7,6 +7,7 @@ every character and every two neighbours: 猫 and 逆光 are searches, too.
 
 import sqlite3
 import unicodedata
+from collections.abc import Iterable
 from itertools import pairwise
 
 SCHEMA = """
@@ -50,8 +51,9 @@ class Prompts:
         self._db = db
         self._has_indexes = has_indexes(db)
 
-    def add(self, number: int, prompt: str) -> None:
-        self._db.execute("INSERT INTO prompt VALUES (?, ?)", (number, folded(prompt)))
+    def add(self, prompts: Iterable[tuple[int, str]]) -> None:
+        """Each with the number of its job."""
+        self._db.executemany("INSERT INTO prompt VALUES (?, ?)", ((number, folded(prompt)) for number, prompt in prompts))
 
     def forget(self, number: int) -> None:
         """The indexes keep no text to look at, so they are told which words go."""

@@ -41,8 +41,10 @@ class Located(NamedTuple):
 
 
 class Read(NamedTuple):
-    line: Line
-    offset: int
+    """`batch` is the first commit of its sync, `raw` the line without its newline."""
+
+    located: Located
+    batch: Position
     raw: bytes
 
 
@@ -59,7 +61,7 @@ def read_log(directory: Path, after: Mark | None, disk: Disk | None = None) -> I
     descriptor = disk.open_directory(directory)
     try:
         for found in Scan(disk, descriptor, segment_starts(disk.names(descriptor)), after):
-            yield located(found)
+            yield found.located
     finally:
         disk.close(descriptor)
 
@@ -83,15 +85,15 @@ class Scan:
             yield from self._follow(0)
             return
         found = self._at_mark(mark)
-        self.last, self.end = mark, mark.offset + len(found.raw)
+        self.last, self.end = mark, mark.offset + len(found.raw) + 1
         yield from self._follow(self.end)
 
     def _at_mark(self, mark: Mark) -> Read:
         try:
-            found = next(self._lines(mark.offset), None)
+            _, found = next(self._lines(mark.offset), (None, None))
         except (Unsound, FileNotFoundError):
             found = None
-        if found is None or mark_of(found) != mark:
+        if found is None or found.located.mark != mark:
             raise MarkNotThere(f"commit {mark.position} is not at byte {mark.offset} of the log")
         return found
 
@@ -100,10 +102,12 @@ class Scan:
         suspected = -1
         while True:
             try:
-                found = next(lines, None)
-                if found is None:
-                    return
-                self._insist_on_chain(found)
+                for line, found in lines:
+                    self._insist_on_chain(line)
+                    self.last = mark = found.located.mark
+                    self.end = mark.offset + len(found.raw) + 1
+                    yield found
+                return
             except Unsound as exc:
                 if not self._was_durable():
                     return
@@ -113,13 +117,8 @@ class Scan:
                     raise self._corrupt(str(exc)) from exc
                 suspected = self.end
                 lines = self._lines(self.end)
-                continue
-            self.last = mark_of(found)
-            self.end = found.offset + len(found.raw)
-            yield found
 
-    def _insist_on_chain(self, found: Read) -> None:
-        line = found.line
+    def _insist_on_chain(self, line: Line) -> None:
         if line.previous != self.last.hash or line.commit.position != self.last.position + 1:
             raise Unsound("the line does not follow the one before it")
         if not 1 <= line.batch <= line.commit.position:
@@ -142,22 +141,24 @@ class Scan:
         )
 
     def _sound_lines_after(self, offset: int) -> Iterator[Line]:
-        for raw, _ in self._raw_lines(offset):
-            run = raw.removesuffix(b"\n")
+        for run, _, _ in self._runs(offset):
             for candidate in (run, *hidden_lines(run)):
                 with contextlib.suppress(Unsound):
                     yield read(candidate)
 
-    def _lines(self, offset: int) -> Iterator[Read]:
-        for raw, start in self._raw_lines(offset):
-            if not raw.endswith(b"\n"):
+    def _lines(self, offset: int) -> Iterator[tuple[Line, Read]]:
+        for run, start, ended in self._runs(offset):
+            if not ended:
                 raise Unsound("the line is not finished")
-            yield Read(read(raw[:-1]), start, raw)
+            line = read(run)
+            commit = line.commit
+            yield line, Read(Located(commit, Mark(start, commit.position, line.hash), line.words_forgotten), line.batch, run)
 
-    def _raw_lines(self, offset: int) -> Iterator[tuple[bytes, int]]:
-        """Every run of bytes up to a newline, and the unfinished one at the end of each segment.
+    def _runs(self, offset: int) -> Iterator[tuple[bytes, int, bool]]:
+        """Every run of bytes up to a newline, and the unfinished one at the end of each segment: where it starts, and whether
+        it ended with a newline.
 
-        A run longer than any line comes in overlapping pieces without a newline, so that memory stays bounded.
+        A run longer than any line comes in overlapping pieces that end with none, so that memory stays bounded.
         """
         for number, start in enumerate(self._segments):
             end = self._segments[number + 1] if number + 1 < len(self._segments) else None
@@ -165,11 +166,11 @@ class Scan:
                 continue
             descriptor = self._disk.open(self._directory, segment_name(start))
             try:
-                yield from self._segment_lines(descriptor, start, end, max(offset, start))
+                yield from self._segment_runs(descriptor, start, end, max(offset, start))
             finally:
                 self._disk.close(descriptor)
 
-    def _segment_lines(self, fd: int, start: int, end: int | None, offset: int) -> Iterator[tuple[bytes, int]]:
+    def _segment_runs(self, fd: int, start: int, end: int | None, offset: int) -> Iterator[tuple[bytes, int, bool]]:
         if end is None and offset - start > self._disk.size(fd):
             return  # a damaged mark may name any number
         rest = b""
@@ -178,16 +179,16 @@ class Scan:
             piece = self._disk.pread(fd, want, offset + len(rest) - start) if want > 0 else b""
             *lines, rest = (rest + piece).split(b"\n")
             for line in lines:
-                yield line + b"\n", offset
+                yield line, offset, True
                 offset += len(line) + 1
             if not piece:
                 break
             if len(rest) > LINE_BYTES_MAX + READ_BYTES:
-                yield rest, offset
+                yield rest, offset, False
                 rest = rest[READ_BYTES:]
                 offset += READ_BYTES
         if rest:
-            yield rest, offset
+            yield rest, offset, False
             offset += len(rest)
         if end is not None and offset < end:
             raise Unsound("the segment is shorter than the next one's name says")
@@ -199,11 +200,3 @@ def segment_starts(names: list[str]) -> list[int]:
 
 def segment_name(start: int) -> str:
     return f"{start:020}.jsonl"
-
-
-def mark_of(found: Read) -> Mark:
-    return Mark(found.offset, found.line.commit.position, found.line.hash)
-
-
-def located(found: Read) -> Located:
-    return Located(found.line.commit, mark_of(found), found.line.words_forgotten)

@@ -13,6 +13,7 @@ from eventlog.events import (
     AttemptFailed,
     AttemptStarted,
     Commit,
+    FactOfJob,
     JobCancelled,
     JobCompleted,
     JobFailed,
@@ -50,6 +51,9 @@ class Amounts(Value, frozen=True):
     estimated_low: MicroUSD = MicroUSD(0)
     estimated_high: MicroUSD = MicroUSD(0)
     unestimated: int = 0
+
+
+NOTHING = Amounts()
 
 
 class Suspicion(Value, frozen=True):
@@ -102,6 +106,9 @@ class Spending:
     def rows(self) -> Iterator[tuple[Period, Amounts]]:
         return iter(self._amounts.items())
 
+    def row(self, period: Period) -> Amounts:
+        return self._amounts[period]
+
     @property
     def reserved(self) -> MicroUSD:
         """The upper estimates of all jobs that have not been answered; those without a bound are left out."""
@@ -120,6 +127,8 @@ class Spending:
         """
         touched = []
         for event in commit.events:
+            if not isinstance(event, FactOfJob) and not isinstance(event, JobResolved):
+                continue
             match event:
                 case JobRequested():
                     self._reservations[event.job] = _reservation(
@@ -157,15 +166,16 @@ class Spending:
         reserved = self._reservations[event.job]
         self._note(event.job, attempting=False, answered=True)
         amount = MicroUSD(0) if event.cost.basis == "offline" else event.cost.amount
-        counted = Amounts(unpriced=int(amount is None), images=len(event.pictures), replies=1)
-        if amount is not None:
-            counted = msgspec.structs.replace(
-                counted,
-                settled=amount,
-                estimated_low=reserved.low or MicroUSD(0),
-                estimated_high=reserved.high or MicroUSD(0),
-                unestimated=int(reserved.high is None),
-            )
+        priced = amount is not None
+        counted = Amounts(
+            settled=amount or MicroUSD(0),
+            unpriced=int(not priced),
+            images=len(event.pictures),
+            replies=1,
+            estimated_low=(priced and reserved.low) or MicroUSD(0),
+            estimated_high=(priced and reserved.high) or MicroUSD(0),
+            unestimated=int(priced and reserved.high is None),
+        )
         return self._add(_period(reserved, commit), counted)
 
     def _suspect(self, job: JobId, commit: Commit) -> Period:
@@ -187,9 +197,17 @@ class Spending:
         return periods
 
     def _add(self, period: Period, more: Amounts, *, times: int = 1) -> Period:
-        before = msgspec.structs.asdict(self._amounts.get(period, Amounts()))
-        added = msgspec.structs.asdict(more)
-        self._amounts[period] = Amounts(**{name: value + times * added[name] for name, value in before.items()})
+        before = self._amounts.get(period, NOTHING)
+        self._amounts[period] = Amounts(
+            settled=MicroUSD(before.settled + times * more.settled),
+            possibly_billed=MicroUSD(before.possibly_billed + times * more.possibly_billed),
+            unpriced=before.unpriced + times * more.unpriced,
+            images=before.images + times * more.images,
+            replies=before.replies + times * more.replies,
+            estimated_low=MicroUSD(before.estimated_low + times * more.estimated_low),
+            estimated_high=MicroUSD(before.estimated_high + times * more.estimated_high),
+            unestimated=before.unestimated + times * more.unestimated,
+        )
         return period
 
 

@@ -187,6 +187,20 @@ class StoredImage(Value, frozen=True):
     derived: bool = False
     sidecar: str | None = None
 
+    @classmethod
+    def of(cls, image: ImageFile, path: str | None, sidecar: str | None) -> "StoredImage":
+        return cls(
+            path=path,
+            sha256=image.sha256,
+            size_bytes=image.size_bytes,
+            width=image.width,
+            height=image.height,
+            format=image.format,
+            original=image.original,
+            derived=image.derived,
+            sidecar=sidecar,
+        )
+
 
 class Rendered(Value, frozen=True):
     """The parameters the API says it used, never the requested `auto`. Empty: the API did not say."""

@@ -39,9 +39,8 @@ from daemon.house import House
 from daemon.keyring import Keyring
 from daemon.ledger import Decision
 from daemon.worker import Worker
-from eventlog import index as index_module
 from eventlog import log as log_module
-from eventlog import searching
+from eventlog import searching, tables
 from eventlog.errors import LogDead, LogFull
 from eventlog.events import JobRequested, JobResolved, RequestReceived
 from eventlog.index import Index
@@ -409,7 +408,7 @@ def _index_in_memory(image: bytes) -> Index:
 @cache
 def _empty_index() -> bytes:
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
-        db.executescript(f"BEGIN; {index_module.SCHEMA} {searching.SCHEMA} COMMIT;")
+        db.executescript(f"BEGIN; {tables.SCHEMA} {searching.SCHEMA} COMMIT;")
         db.executescript(searching.INDEXES)
         return bytes(db.serialize())
 

@@ -56,7 +56,7 @@ def open_home(home: Path) -> int:
     log = EventLog(places.events, software="benchmark")
     log.lock()
     index = Index.open(places.index)
-    with closing(log), closing(index), supervisor.without_collecting():
+    with closing(log), closing(index), supervisor.without_collecting(), index.in_bulk():
         return log.recover(index.mark, index.fold).replayed
 
 

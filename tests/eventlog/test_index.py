@@ -13,14 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eventlog import index as index_module
 from eventlog.errors import IndexUnavailable
 from eventlog.events import Commit
 from eventlog.history import History, JobQuery
-from eventlog.index import VERSION, Index
+from eventlog.index import Index
 from eventlog.jobs import Job
 from eventlog.log import EventLog
 from eventlog.segments import Located, Mark, MarkNotThere
 from eventlog.spending import Spending
+from eventlog.tables import VERSION
 from eventlog.values import JobId, digest
 from tests.eventlog.builders import (
     append,
@@ -50,11 +52,13 @@ def started(home: Path) -> tuple[EventLog, Index]:
     log.lock()
     index = Index.open(home / "index.sqlite")
     try:
-        log.recover(index.mark, index.fold)
+        with index.in_bulk():
+            log.recover(index.mark, index.fold)
     except MarkNotThere:
         index.discard()
         index = Index.open(home / "index.sqlite")
-        log.recover(None, index.fold)
+        with index.in_bulk():
+            log.recover(None, index.fold)
     return log, index
 
 
@@ -83,9 +87,10 @@ def assert_true(path: Path, index: Index, commits: Sequence[Commit]) -> None:
     choices=st.lists(st.integers(0, 4095), min_size=1, max_size=40),
     sizes=st.lists(st.integers(1, 9), max_size=12),
     reopen=st.lists(st.booleans(), min_size=13, max_size=13),
+    jobs_at_once=st.integers(1, 9),
 )
-def test_an_index_fed_in_any_pieces_and_reopened_anywhere_equals_one_made_from_nothing(
-    choices: list[int], sizes: list[int], reopen: list[bool]
+def test_an_index_fed_in_any_pieces_and_reopened_anywhere_equals_one_made_from_nothing_in_bulk(
+    choices: list[int], sizes: list[int], reopen: list[bool], jobs_at_once: int
 ) -> None:
     located = placed(commits_of(choices))
     with tempfile.TemporaryDirectory() as directory:
@@ -96,8 +101,11 @@ def test_an_index_fed_in_any_pieces_and_reopened_anywhere_equals_one_made_from_n
             if again:
                 index.close()
                 index = Index.open(piecewise)
-        with closing(index), closing(Index.open(at_once)) as rebuilt:
-            rebuilt.fold(located)
+        with closing(index), closing(Index.open(at_once)) as rebuilt, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(index_module, "BULK_JOBS", jobs_at_once)
+            with rebuilt.in_bulk():
+                for piece in chunks(located, sizes):
+                    rebuilt.fold(piece)
             assert dump(index) == dump(rebuilt)
             assert_true(piecewise, index, [one.commit for one in located])
             assert_true(at_once, rebuilt, [one.commit for one in located])
@@ -224,6 +232,40 @@ def test_a_fold_that_fails_fails_nobody_and_the_views_still_follow(tmp_path: Pat
         expected = board_of(commits[:8])
         assert {job.id: job for job in index.board} == expected
         assert index.spending == spent(commits[:8])
+    log, index = started(tmp_path)
+    with closing(log), closing(index):
+        assert_true(path, index, commits)
+
+
+def test_an_index_that_a_crash_left_half_made_is_made_anew(tmp_path: Path) -> None:
+    commits = [one for number in range(300) for one in one_job(2 + number * 5, number=number)]
+    written(tmp_path / "events", chunks(commits, [7] * 50), NoReserve())
+    path = tmp_path / "index.sqlite"
+    killed = Index.open(path)
+    with pytest.raises(KeyboardInterrupt), killed.in_bulk():
+        killed.fold(placed(commits))
+        killed._catch_up()
+        raise KeyboardInterrupt
+    assert killed.reached == commits[-1].position
+    killed.close()
+    log, index = started(tmp_path)
+    with closing(log), closing(index):
+        assert_true(path, index, commits)
+    with closing(Index.open(path)) as again:
+        assert again.reached == commits[-1].position
+
+
+def test_an_index_that_cannot_be_written_while_it_is_made_is_gone_and_the_views_still_follow(tmp_path: Path) -> None:
+    commits = one_job() + one_job(7, number=2)
+    written(tmp_path / "events", [commits], NoReserve())
+    path = tmp_path / "index.sqlite"
+    with closing(Index.open(path)) as index:
+        with index.in_bulk():
+            index._db.execute("ALTER TABLE spending RENAME TO elsewhere")
+            index.fold(placed(commits)[:5])
+        assert index.stale and not path.exists()
+        index.fold(placed(commits)[5:])
+        assert {job.id: job for job in index.board} == board_of(commits)
     log, index = started(tmp_path)
     with closing(log), closing(index):
         assert_true(path, index, commits)

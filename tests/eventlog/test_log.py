@@ -109,7 +109,7 @@ def test_a_batch_names_its_first_commit_and_is_synced_once() -> None:
     append(log, [commit(5)])
     directory = disk.open_directory(HERE)
     lines = list(Scan(disk, directory, segment_starts(disk.names(directory)), None))
-    assert [one.line.batch for one in lines] == [1, 2, 2, 2, 5]
+    assert [one.batch for one in lines] == [1, 2, 2, 2, 5]
 
 
 def test_segments_are_named_by_their_first_byte_and_batches_stay_whole(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_replay_comes_in_pieces_that_end_with_a_batch() -> None:
     log.recover(None, lambda piece: pieces.append(list(piece)))
     log.close()
     assert [one for piece in pieces for one in piece] == located
-    assert len(pieces) == 4 and all(len(piece) < REPLAY_COMMITS + 7 for piece in pieces)
+    assert len(pieces) == 14 and all(len(piece) < REPLAY_COMMITS + 7 for piece in pieces)
     assert all((piece[-1].commit.position - 1) % 7 == 0 for piece in pieces)
 
 

@@ -94,7 +94,7 @@ def told(events: Path) -> dict[str, object]:
         head = mark.hash
     views = {
         "head": head,
-        "jobs": list(board),
+        "jobs": [msgspec.structs.asdict(job) for job in board],
         "spending": [{"period": period, "amounts": amounts} for period, amounts in spending.rows()],
         "reserved": spending.reserved,
     }
