@@ -130,22 +130,21 @@ class Index:
 
     @contextmanager
     def in_bulk(self) -> Iterator[None]:
-        """For as long as a long stretch of the log is followed. An index that only begins is not journalled meanwhile: what a
-        crash leaves of it has no version, and is made anew. Fails nobody, as `fold`.
+        """For as long as a long stretch of the log is followed: it is written in large pieces. An index that only begins is not
+        journalled meanwhile; what a crash leaves of it has no version, and is made anew. Fails nobody, as `fold`.
         """
-        if self.mark is not None:
-            yield
-            return
-        for setting in ("user_version = 0", "journal_mode = OFF", "synchronous = OFF", f"cache_size = -{BULK_CACHE_KIB}"):
-            self._db.execute(f"PRAGMA {setting}").fetchall()
+        if self.mark is None:
+            for setting in ("user_version = 0", "journal_mode = OFF", "synchronous = OFF", f"cache_size = -{BULK_CACHE_KIB}"):
+                self._db.execute(f"PRAGMA {setting}").fetchall()
+            self._journalled = False
         self._jobs_at_once = BULK_JOBS
-        self._journalled = False
         try:
             yield
         finally:
             self._jobs_at_once = 0
-        self._catch_up()
-        if self._damaged or self.stale:
+        if not self._damaged and self._followed != (self.mark or START):
+            self._catch_up()
+        if self._damaged or self._journalled:
             return
         try:
             # The first checkpoint makes all of it durable; only then it gets its version.

@@ -18,7 +18,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,7 +55,7 @@ def open_home(home: Path) -> int:
     log = EventLog(places.events, software="benchmark")
     log.lock()
     index = Index.open(places.index)
-    with closing(log), closing(index), supervisor.without_collecting(), index.in_bulk():
+    with supervisor.without_collecting(), index.in_bulk():
         return log.recover(index.mark, index.fold).replayed
 
 
