@@ -16,12 +16,12 @@ from daemon.errors import Refused
 from eventlog.disk import Disk
 from eventlog.events import AttemptStarted, FactOfJob
 from eventlog.jobs import Job, JobBoard
-from eventlog.segments import read_log
+from eventlog.segments import beginning, read_log
 from eventlog.values import JobId, digest
 from tools import openai_api
 from tools.errors import FileFailed
-from tools.files import Store
 from tools.openai_api import ApiRequest
+from tools.store import Store
 
 Shape = Literal["curl", "python"]
 Piece = bytes | Path
@@ -55,6 +55,14 @@ def request_of(home: Path, uuid: str, kind: Shape) -> str:
 
 def _job(events: Path, uuid: JobId) -> tuple[Job, list[AttemptStarted]]:
     board, sent = JobBoard(), []
+    with beginning(events) as stub:
+        if stub is not None and any(kept.job.id == uuid for kept in stub.kept()):
+            raise Refused(
+                f"What was sent for job {uuid} is archived. Name the archive, with the pictures it was made from in its store: "
+                "--home DIR",
+                code="archived",
+                argument="uuid",
+            )
     for commit, _, _ in read_log(events, None):
         own = tuple(event for event in commit.events if isinstance(event, FactOfJob) and event.job == uuid)
         if own:

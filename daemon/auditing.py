@@ -1,11 +1,10 @@
-"""What a home can prove: verification, replay to a moment, export, rebuilt requests, seals. For the command line.
+"""What a home can tell of any moment: replay, export, rebuilt requests. For the command line.
 
 Rule: nothing here takes a lock or changes a file of the home, so all of it works beside a running daemon and on a
 copy. Plain blocking functions that return values; nothing prints.
 """
 
 import csv
-import hashlib
 import io
 import tempfile
 import time
@@ -20,25 +19,23 @@ import msgspec
 from daemon import audit_page, results
 from daemon.audit_page import Generation
 from daemon.audit_request import request_of
-from daemon.config import Places
 from daemon.errors import Refused
+from daemon.retention import places_of
 from eventlog import audit
-from eventlog.audit import Fault, Forgetting, Told
+from eventlog.audit import Told
 from eventlog.disk import Disk
-from eventlog.errors import EventLogError
-from eventlog.events import Event, FactOfJob, HistoryImported, JobCompleted
-from eventlog.forgetting import stored_by
 from eventlog.history import History, JobQuery
 from eventlog.index import Index
 from eventlog.jobs import Job
-from eventlog.segments import Located
-from eventlog.values import JobId, JobState, MicroUSD, Position, Sha256, Words
+from eventlog.segments import Located, beginning
+from eventlog.stub import Head
+from eventlog.values import JobState, MicroUSD, Position
 from tools import decoder, old_history, pricing
 from tools.errors import FileFailed
-from tools.files import Store
 from tools.pictures import BadPicture
+from tools.store import Store
 
-__all__ = ["export", "history_as_of", "paced", "replay", "request_of", "seal", "verify"]
+__all__ = ["export", "history_as_of", "paced", "replay", "request_of"]
 
 FOLD_COMMITS = 1000
 PAGE_JOBS = 200
@@ -50,118 +47,11 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "�
 
 Until = Position | datetime | None
 Kind = Literal["html", "jsonl", "csv"]
-FileState = Literal["unchanged", "changed", "gone"]
-
-
-class Seal(msgspec.Struct, frozen=True):
-    """Kept elsewhere, it proves later that the log was not shortened or rewritten. `at` is the time of that commit."""
-
-    position: Position
-    head_hash: Sha256
-    at: datetime
-
-
-class BlobFinding(msgspec.Struct, frozen=True):
-    """What commit `position` put into the store, and why it is not there as it was."""
-
-    position: Position
-    job: JobId
-    sha256: Sha256
-    sentence: str
-
-
-class FileFinding(msgspec.Struct, frozen=True):
-    """A file that commit `position` says was saved. It is its owner's to change or remove, so this is no fault."""
-
-    position: Position
-    job: JobId
-    path: str
-    state: FileState
-
-
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """`fault` is the first one of the chain, with its position and byte; `broken_seal` says why the seal does not hold.
-
-    `files` are those that are not as they were saved; `forgotten` what was removed, when, and what is not gone yet.
-    """
-
-    commits: int
-    segments: int
-    head_hash: Sha256
-    unfinished_bytes: int
-    fault: Fault | None
-    forgotten: tuple[Forgetting, ...]
-    broken_seal: str
-    blobs_checked: int
-    blobs: tuple[BlobFinding, ...]
-    files_unchanged: int
-    files: tuple[FileFinding, ...]
-
-    @property
-    def is_sound(self) -> bool:
-        return self.fault is None and not self.broken_seal and not self.blobs
 
 
 class Exported(NamedTuple):
     generations: int
     head: Position
-
-
-def verify(home: Path, against: Seal | None = None) -> Verdict:
-    """Every hash, transition, blob and saved file. After a fault of the chain, what stands before it.
-
-    Raises:
-        Refused: there is no log.
-        OSError: the disk cannot be read.
-    """
-    places = _places(home)
-    found = audit.verify(places.events)
-    forgotten = {one.job for one in found.forgotten}
-    blobs: dict[Sha256, tuple[Position, JobId]] = {}
-    files: list[FileFinding] = []
-    sealed: Sha256 | None = None
-    for commit, mark, _ in _sound_commits(places.events, found.head):
-        if against is not None and mark.position == against.position:
-            sealed = mark.hash
-        for event in commit.events:
-            if not isinstance(event, FactOfJob):
-                continue
-            files += _files(event, commit.words or Words(salt=""), commit.position)
-            if event.job not in forgotten:
-                for sha256 in stored_by(event):
-                    blobs.setdefault(sha256, (commit.position, event.job))
-    damaged = tuple(_damaged_blobs(Store(places.store, Disk()), blobs))
-    return Verdict(
-        commits=found.commits,
-        segments=found.segments,
-        head_hash=found.head_hash,
-        unfinished_bytes=found.unfinished_bytes,
-        fault=found.fault,
-        forgotten=found.forgotten,
-        broken_seal="" if against is None else _broken_seal(against, sealed, found.head),
-        blobs_checked=len(blobs),
-        blobs=damaged,
-        files_unchanged=sum(one.state == "unchanged" for one in files),
-        files=tuple(one for one in files if one.state != "unchanged"),
-    )
-
-
-def seal(home: Path) -> Seal:
-    """The head of a sound log.
-
-    Raises:
-        Refused: there is no log, or it is not sound.
-    """
-    places = _places(home)
-    found = audit.verify(places.events)
-    if found.fault is not None:
-        raise Refused(f"The log is not sound, so it is not sealed: {found.fault.sentence}", code="log_damaged")
-    at = None
-    for commit, _, _ in _sound_commits(places.events, found.head):
-        at = commit.at
-    if at is None:
-        raise Refused(f"The log in {places.events} is empty; there is nothing to seal.", code="no_log")
-    return Seal(found.head, found.head_hash, at)
 
 
 def replay(home: Path, until: Until = None) -> Iterator[Told]:
@@ -171,7 +61,7 @@ def replay(home: Path, until: Until = None) -> Iterator[Told]:
         Refused: there is no log.
         EventLogError: it is damaged or too new; what was told before stands.
     """
-    yield from audit.tell(_places(home).events, until)
+    yield from audit.tell(places_of(home).events, until)
     with _views_as_of(home, until) as (index, history):
         counts = [(state.value, history.jobs(JobQuery(limit=1, state=state)).total) for state in JobState]
         told = ", ".join(f"{count} {state}" for state, count in counts if count) or "none"
@@ -231,7 +121,7 @@ def export(home: Path, kind: Kind, out: BinaryIO) -> Exported:
         EventLogError: it is damaged or too new.
         OSError: `out` cannot be written.
     """
-    places = _places(home)
+    places = places_of(home)
     store = Store(places.store, Disk())
     with _views_as_of(home, None) as (index, history):
         total = history.jobs(JobQuery(limit=1)).total
@@ -248,61 +138,17 @@ def export(home: Path, kind: Kind, out: BinaryIO) -> Exported:
         return Exported(total, index.reached)
 
 
-def _places(home: Path) -> Places:
-    places = Places(home)
-    if not any(places.events.glob("*.jsonl")):
-        raise Refused(f"There is no event log in {places.events}; name the home of an imaged, or a copy of one.", code="no_log")
-    return places
-
-
-def _sound_commits(events: Path, head: Position) -> Iterator[Located]:
-    """Those that were found sound; a daemon may have written more since, or the fault may stand behind them."""
-    try:
-        yield from audit.commits(events, head)
-    except EventLogError:
-        return
-
-
-def _broken_seal(against: Seal, found: Sha256 | None, head: Position) -> str:
-    if found == against.head_hash:
-        return ""
-    if found is None:
-        return f"The log ends at commit {head}, but commit {against.position} was sealed: what followed was cut off."
-    return f"Commit {against.position} is not the one that was sealed: the log was written anew up to there, or is another."
-
-
-def _damaged_blobs(store: Store, blobs: dict[Sha256, tuple[Position, JobId]]) -> Iterator[BlobFinding]:
-    for sha256, (position, job) in blobs.items():
-        try:
-            store.get(sha256)
-        except FileFailed as exc:
-            yield BlobFinding(position, job, sha256, str(exc))
-
-
-def _files(event: Event, words: Words, position: Position) -> Iterator[FileFinding]:
-    if isinstance(event, JobCompleted | HistoryImported):
-        for image, path in zip(event.images, words.paths, strict=False):
-            if image is not None:
-                yield FileFinding(position, event.job, path, _state(path, image.sha256))
-
-
-def _state(path: str, sha256: Sha256) -> FileState:
-    try:
-        with Path(path).open("rb") as file:
-            return "unchanged" if hashlib.file_digest(file, "sha256").hexdigest() == sha256 else "changed"
-    except FileNotFoundError:
-        return "gone"
-    except (OSError, ValueError):  # a folder, or nothing that may be read: not what was saved
-        return "changed"
-
-
 @contextmanager
 def _views_as_of(home: Path, until: Until) -> Iterator[tuple[Index, History]]:
-    places = _places(home)
+    places = places_of(home)
     with tempfile.TemporaryDirectory(prefix="imaged-replay-") as folder:
         path = Path(folder) / "index.sqlite"
         with closing(Index.open(path)) as index:
             with index.in_bulk():
+                with beginning(places.events) as stub:
+                    if stub is not None:
+                        _insist_on_not_archived(stub.head, until)
+                        index.restore(stub)
                 pending: list[Located] = []
                 for one in audit.commits(places.events, until):
                     pending.append(one)
@@ -312,6 +158,16 @@ def _views_as_of(home: Path, until: Until) -> Iterator[tuple[Index, History]]:
                 index.fold(pending)
             with closing(History(path)) as history:
                 yield index, history
+
+
+def _insist_on_not_archived(head: Head, until: Until) -> None:
+    if until is not None and (until < head.at if isinstance(until, datetime) else until < head.position):
+        raise Refused(
+            f"That moment is archived: the log goes on behind commit {head.position} of {results.time(head.at)}. Name the "
+            "archive with --home.",
+            code="archived",
+            argument="until",
+        )
 
 
 def _all_jobs(history: History) -> Iterator[Job]:

@@ -38,7 +38,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "Draw": ("generate", "edit", "transform", "batch"),
     "Look": ("history", "show", "open", "events"),
     "Jobs and money": ("jobs", "approve", "spending", "models"),
-    "Prove and forget": ("audit", "forget", "import-history"),
+    "Prove and forget": ("audit", "forget", "gc", "import-history"),
     "Daemon and set-up": ("status", "stop", "serve", "mcp", "setup", "doctor", "completion", "demo"),
 }
 _NAME_COLUMNS = 16
@@ -159,6 +159,7 @@ def _parser() -> Parser:
     cli_jobs.add_approve(commands)
     cli_money.add(commands)
     cli_audit.add(cast("argparse._SubParsersAction[argparse.ArgumentParser]", commands))
+    cli_audit.add_gc(commands)
     cli_daemon.add_forgetting(commands)
     cli_daemon.add_history(commands)
     cli_daemon.add(commands)

@@ -1,6 +1,7 @@
-"""`imaged audit` and `imaged forget`: proving what happened, and removing what a person may demand to be removed.
+"""`imaged audit` and `imaged gc`: proving what happened, and what a home need not keep for ever.
 
-Rule: the audit commands only read, and work on a copy of a home as well as beside a running daemon. stdout is the
+Rule: but for `archive` and `gc`, which want no daemon beside them, these only read, and work on a copy of a home as well as
+beside a running daemon. stdout is the
 answer, everything else goes to stderr. 0 is sound, 1 a fault, 2 a wrong command line.
 """
 
@@ -9,17 +10,20 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from daemon import cli_times, config
+from daemon.cli_options import add_command
 from daemon.config import Places
 from daemon.errors import BadConfiguration
 
 if TYPE_CHECKING:
-    from daemon.auditing import Seal
+    from daemon.cli_options import Commands
+    from daemon.verifying import Seal
 
 OK, FAULT = 0, 1
 Command = Callable[[argparse.Namespace], int]
@@ -41,6 +45,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
     verifying = one("verify", verify)
     verifying.add_argument("--against", type=Path, metavar="FILE", help="a seal that `audit seal --json` printed earlier")
+    verifying.add_argument("--archive", type=Path, metavar="DIR", help="where `audit archive` has moved the log's beginning")
     verifying.add_argument("--json", action="store_true", help="answer as JSON")
     one("seal", seal).add_argument("--json", action="store_true", help="answer as JSON, for `audit verify --against`")
     replaying = one("replay", replay)
@@ -55,19 +60,33 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     showing.add_argument("uuid")
     kind = showing.add_mutually_exclusive_group(required=True)
     kind.add_argument("--curl", dest="kind", action="store_const", const="curl", help="as a command line")
+    archiving = one("archive", archive)
+    archiving.add_argument("--before", required=True, metavar="TIME", help='such as 2026-01-01 or "6 months ago"')
+    archiving.add_argument("--to", type=Path, metavar="DIR", help="left out: archive/ in the home")
+    archiving.add_argument("--dry-run", action="store_true", help="only say what would be moved")
+    archiving.add_argument("--json", action="store_true", help="answer as JSON")
     kind.add_argument("--python", dest="kind", action="store_const", const="python", help="as a program")
+
+
+def add_gc(commands: "Commands") -> None:
+    command = add_command(commands, "gc", collect, "gc --dry-run", "gc --json | jq .blobs[].sha256")
+    command.add_argument("--home", type=Path, metavar="DIR", help="left out: IMAGED_HOME")
+    command.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    command.add_argument("--json", action="store_true", help="answer as JSON")
 
 
 def verify(asked: argparse.Namespace) -> int:
     """Check the chain, every transition, every stored blob and every saved file."""
-    from daemon import auditing
+    from daemon import verifying
 
     against = None if asked.against is None else _seal(asked.against)
-    verdict = auditing.verify(_home(asked), against)
+    verdict = verifying.verify(_home(asked), against, asked.archive)
     if asked.json:
         _out(msgspec.json.encode({"sound": verdict.is_sound, **msgspec.to_builtins(verdict)}).decode())
         return OK if verdict.is_sound else FAULT
     _out(f"{verdict.commits:,} commits in {verdict.segments} segments, head {verdict.head_hash}")
+    if verdict.archived:
+        _out(f"up to position {verdict.archived:,} archived" + ("" if asked.archive is None else f"; read in {asked.archive}"))
     _out(f"{verdict.blobs_checked:,} stored blobs checked; {verdict.files_unchanged:,} saved files unchanged")
     if verdict.unfinished_bytes:
         _out(f"{verdict.unfinished_bytes:,} bytes follow the last sound line: a write under way, or a torn end")
@@ -75,6 +94,8 @@ def verify(asked: argparse.Namespace) -> int:
         _out(json.dumps(msgspec.to_builtins(finding), ensure_ascii=False))
     if verdict.broken_seal:
         _out(f"The seal does not hold: {verdict.broken_seal}")
+    if verdict.broken_archive:
+        _out(f"The archive does not fit: {verdict.broken_archive}")
     if verdict.fault is not None:
         _out(f"FAULT at position {verdict.fault.position}, byte {verdict.fault.offset}: {verdict.fault.sentence}")
     _out("sound" if verdict.is_sound else "NOT SOUND")
@@ -83,9 +104,9 @@ def verify(asked: argparse.Namespace) -> int:
 
 def seal(asked: argparse.Namespace) -> int:
     """Print position and head hash, for somebody else to keep."""
-    from daemon import auditing
+    from daemon import verifying
 
-    found = auditing.seal(_home(asked))
+    found = verifying.seal(_home(asked))
     text = msgspec.json.encode(found).decode()
     _out(text if asked.json else f"position {found.position}, head {found.head_hash}, at {found.at}")
     return OK
@@ -127,13 +148,41 @@ def show(asked: argparse.Namespace) -> int:
     return OK
 
 
+def archive(asked: argparse.Namespace) -> int:
+    """Move what is older than a moment out of the log; history still lists it."""
+    from daemon import retention
+
+    before = cli_times.moment("--before", asked.before)
+    to = None if asked.to is None else asked.to.expanduser().absolute()
+    done = retention.archive(_home(asked), before, to, dry_run=asked.dry_run, now=datetime.now(UTC))
+    _out(msgspec.json.encode(done).decode() if asked.json else done.message)
+    return OK
+
+
+def collect(asked: argparse.Namespace) -> int:
+    """Remove from the store what nothing in the log names."""
+    from daemon import retention
+
+    done = retention.collect(_home(asked), dry_run=asked.dry_run)
+    if asked.json:
+        _out(msgspec.json.encode(done).decode())
+        return OK
+    if asked.dry_run:
+        for blob in done.blobs:
+            _out(f"{blob.sha256}  {blob.size_bytes:,} bytes")
+    for sentence in done.kept:
+        _out(f"kept: {sentence}")
+    _out(done.message)
+    return OK
+
+
 def _home(asked: argparse.Namespace) -> Path:
     home: Path | None = asked.home
     return config.default_places().home if home is None else home.expanduser().absolute()
 
 
 def _seal(path: Path) -> "Seal":
-    from daemon.auditing import Seal
+    from daemon.verifying import Seal
 
     try:
         return msgspec.json.decode(path.read_bytes(), type=Seal)

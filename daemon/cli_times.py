@@ -83,10 +83,17 @@ def place_in_log(option: str, text: str, events: Path) -> Position | datetime:
             head = one.mark.position
     except (EventLogError, FileNotFoundError):
         return place
-    if head < place:
+    if head < place and place > _archived(events):
         date = "; a day is written YYYY-MM-DD" if len(text) == len("YYYYMMDD") else ""
         raise _no(option, text, f"the log ends at commit {head}; give a position up to there, or a moment{date}")
     return place
+
+
+def _archived(events: Path) -> Position:
+    from eventlog.segments import beginning
+
+    with beginning(events) as stub:
+        return Position(0) if stub is None else stub.head.position
 
 
 def utc(at: datetime) -> str:

@@ -55,13 +55,20 @@ def stream(house: House, after: Position, media_type: str, *, follow: bool, door
     """What follows `after`, up to the log's end or, for a follower, until its connection ends.
 
     Raises:
-        Problem: the log does not reach that far.
+        Problem: the log does not reach that far, or does not go back as far.
     """
     head = house.log.head
     if after > head.position:
         raise Problem(
             "cursor_ahead",
             f"after is {after}, but the log ends at {head.position}; it is another log, or begin again with a smaller one.",
+            argument="after",
+        )
+    if 0 < after < (begins := house.log.archived):
+        raise Problem(
+            "cursor_archived",
+            f"after is {after}, but commits up to {begins} are archived; begin with after={begins}, and take what was before "
+            "from the history or from the archive.",
             argument="after",
         )
     cursor = _Cursor(house.places.events, after, media_type)

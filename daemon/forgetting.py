@@ -21,6 +21,7 @@ from daemon.errors import Refused
 from daemon.house import House
 from daemon.results import Answer, Result
 from daemon.session import Caller
+from eventlog.archiving import forget_archived
 from eventlog.disk import Disk
 from eventlog.errors import IndexUnavailable, LogFull
 from eventlog.events import WordsForgotten
@@ -30,7 +31,7 @@ from eventlog.segments import Mark
 from eventlog.values import JobId, Sha256, digest
 from tools import xmp
 from tools.errors import FileFailed
-from tools.files import Store
+from tools.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -134,10 +135,13 @@ async def _carry_out(house: House, found: Traces, with_files: Collection[JobId])
     left: tuple[Mark, ...] = await house.ledger.between_writes(partial(house.log.forget, found.lines))
     while left:
         left = await house.ledger.between_writes(partial(house.log.forget, left))
+    if found.archived:
+        await house.ledger.between_writes(partial(forget_archived, house.log, found.archived))
     if not trouble:
         await house.ledger.between_writes(partial(house.index.forgot, {job.id for job in found.jobs}))
     shared = tuple(f"store: {sha256} is also another generation's" for sha256 in sorted(found.shared | in_use & found.blobs))
-    return removed._replace(blobs=blobs, kept=(*removed.kept, *shared, *trouble))
+    moved = ("archived segments: its words stand there still; remove them from wherever they were moved to",)
+    return removed._replace(blobs=blobs, kept=(*removed.kept, *shared, *trouble, *(moved if found.archived else ())))
 
 
 def _pictures(job: Job) -> set[Sha256]:

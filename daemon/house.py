@@ -23,7 +23,7 @@ from eventlog.log import EventLog
 from eventlog.values import Caps, JobId, StoredImage, digest
 from tools import decoder, inputs
 from tools.errors import FileFailed, Refused
-from tools.files import Store
+from tools.store import Store
 
 
 class ImportDesk:

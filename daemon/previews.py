@@ -16,8 +16,8 @@ from eventlog.events import AttemptStarted, PartialReceived
 from eventlog.values import ImageRequest, Picture
 from tools import openai_api
 from tools.errors import FileFailed
-from tools.files import Store
 from tools.pictures import BadPicture
+from tools.store import Store
 from tools.streaming import EventParser, StreamEvent
 
 POST_SECONDS_MAX = 5.0  # a ledger that is full of pending facts; the stream is not kept waiting for it

@@ -19,9 +19,9 @@ from eventlog.jobs import Job
 from eventlog.values import JobState, Picture, digest
 from tools import inputs, sources
 from tools.errors import FileFailed
-from tools.files import Store
 from tools.models import catalogue
 from tools.sources import Source
+from tools.store import Store
 
 NAME_SHOWN_MAX = 200  # characters of a reference as it is told later
 _GENERATION = re.compile(

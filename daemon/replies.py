@@ -31,6 +31,7 @@ _STATUS: Mapping[str, int] = {
     "too_slow": 408,
     "already_over": 409,
     "cursor_ahead": 409,
+    "cursor_archived": 410,
     "key_reused": 409,
     "too_large": 413,
     "not_json": 415,

@@ -1,13 +1,14 @@
-"""The control API's door while a long log is still read: whoever asks hears how far that is, and asks again.
+"""Reading the log at the start, and the control API's door meanwhile: whoever asks hears how far that is, and asks again.
 
 Nothing is known yet that could be told, and nothing can be ordered: budgets and jobs stand in what is being read. Clients of
 MCP wait at their own door, which opens when all is read.
 """
 
 import contextlib
+import gc
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -15,8 +16,11 @@ from pathlib import Path
 import trio
 
 from daemon import doors
+from daemon.config import Places
 from daemon.replies import Problem
-from eventlog.segments import Located
+from eventlog.index import Index
+from eventlog.log import EventLog, Recovery
+from eventlog.segments import Located, MarkNotThere, segment_name, segment_starts
 
 HEAD_BYTES_MAX = 64 * 1024
 CLIENT_SECONDS_MAX = 5.0  # to say what it wants, and to hear that it is too early
@@ -31,7 +35,9 @@ class Reading:
     """How far the log has been read; written by one thread and read by another."""
 
     def __init__(self, events: Path) -> None:
-        self._end = sum(path.stat().st_size for path in events.glob("*.jsonl"))  # its ends, which are no log's, are small
+        starts = segment_starts([path.name for path in events.glob("*.jsonl")])
+        self._begin = starts[0] if starts else 0
+        self._end = starts[-1] + (events / segment_name(starts[-1])).stat().st_size if starts else 0
         self._told = 0
         self.percent = 0
 
@@ -41,7 +47,7 @@ class Reading:
         def follow(located: Sequence[Located]) -> None:
             replay(located)
             mark = located[-1].mark
-            self.percent = min(99, 100 * mark.offset // max(1, self._end))
+            self.percent = min(99, 100 * (mark.offset - self._begin) // max(1, self._end - self._begin))
             if self.percent >= self._told + PERCENT_TOLD:
                 self._told = self.percent
                 logger.info("reading the log", extra={"percent": self.percent, "position": mark.position})
@@ -102,3 +108,34 @@ def _too_early(percent: int) -> bytes:
         "connection: close",
     )
     return "\r\n".join(lines).encode("ascii") + b"\r\n\r\n" + reply.body
+
+
+def read(places: Places, log: EventLog, reading: Reading) -> tuple[Index, Recovery]:
+    """The log put in order, and its index. Blocks: for moments beside an index, and for as long as it takes without one.
+
+    Raises:
+        EventLogError, LogFull, IndexUnavailable
+    """
+    index = Index.open(places.index)
+    with without_collecting():
+        try:
+            with index.in_bulk():
+                return index, log.recover(index.mark, reading.following(index.fold), restore=index.restore)
+        except MarkNotThere as exc:
+            logger.warning("the index does not belong to this log and is made anew", extra={"why": str(exc)})
+            beyond = index.mark
+        index.discard()
+        index = Index.open(places.index)
+        with index.in_bulk():
+            follow = reading.following(index.fold)
+            return index, log.recover(None, follow, restore=index.restore, once_durable=beyond)
+
+
+@contextmanager
+def without_collecting() -> Iterator[None]:
+    """A long log makes millions of objects, and no cycles to look for."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

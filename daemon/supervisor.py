@@ -9,14 +9,13 @@ A client may connect from the second step on; it is served once everything behin
 """
 
 import codecs
-import gc
 import logging
 import os
 import resource
 import secrets
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
@@ -37,14 +36,12 @@ from daemon.worker import Worker
 from eventlog.errors import LogLocked
 from eventlog.events import ReplyReceived
 from eventlog.history import History
-from eventlog.index import Index
 from eventlog.jobs import Job, Stage
 from eventlog.log import EventLog, Recovery
-from eventlog.segments import MarkNotThere
 from eventlog.values import JobState
 from tools import decoder, models, pricing
 from tools.errors import FileFailed
-from tools.files import Store
+from tools.store import Store
 
 IDLE_LOOK_SECONDS = 1.0
 FILES_OPEN_MAX = 4096
@@ -146,7 +143,7 @@ async def _house(
 ) -> AsyncIterator[tuple[House, Recovery]]:
     reading = starting.Reading(places.events)
     async with starting.open_door(control_listener, reading):
-        index, recovery = await trio.to_thread.run_sync(_read, places, log, reading)
+        index, recovery = await trio.to_thread.run_sync(starting.read, places, log, reading)
     with closing(index), closing(History(places.index)) as history:
         ledger = Ledger(log, index, now=_now, salt=_salt, run_blocking=one_at_a_time())
         async with ledger.writing():
@@ -163,32 +160,6 @@ async def _house(
                 idle_exit_seconds=idle_exit_seconds,
             )
             yield house, recovery
-
-
-def _read(places: Places, log: EventLog, reading: starting.Reading) -> tuple[Index, Recovery]:
-    """Blocks: for moments beside an index, and for as long as it takes without one."""
-    index = Index.open(places.index)
-    with without_collecting():
-        try:
-            with index.in_bulk():
-                return index, log.recover(index.mark, reading.following(index.fold))
-        except MarkNotThere as exc:
-            logger.warning("the index does not belong to this log and is made anew", extra={"why": str(exc)})
-            beyond = index.mark
-        index.discard()
-        index = Index.open(places.index)
-        with index.in_bulk():
-            return index, log.recover(None, reading.following(index.fold), once_durable=beyond)
-
-
-@contextmanager
-def without_collecting() -> Iterator[None]:
-    """A long log makes millions of objects, and no cycles to look for."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def _now() -> datetime:

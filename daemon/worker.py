@@ -28,10 +28,11 @@ from eventlog.jobs import Job, Stage
 from eventlog.values import Cost, ImageFile, ImageRequest, JobId, Picture, Words, digest
 from tools import metadata, openai_api, pricing, rate_limits, svg
 from tools.errors import FileFailed, Refused
-from tools.files import OutputRoot, Store
+from tools.files import OutputRoot
 from tools.names import OutputName
 from tools.openai_api import ApiRequest, Failure, Reply
 from tools.pictures import BadPicture
+from tools.store import Store
 
 JOB_SECONDS_MAX = 1800.0  # from the worker's start; three full attempts at the slowest sizes measured
 RECORD_SECONDS_MAX = 20.0  # the last fact of a job; a healthy disk needs milliseconds

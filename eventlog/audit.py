@@ -26,13 +26,15 @@ from eventlog.events import (
     JobResolved,
     JobStarted,
     LaterEvent,
+    LogArchived,
     PartialReceived,
     ReplyReceived,
     WordsForgotten,
 )
 from eventlog.jobs import JobBoard
-from eventlog.segments import START, Located, Mark, Scan, read_log, segment_name, segment_starts
+from eventlog.segments import START, Located, Mark, Scan, beginning, mark_of, read_log, segment_name, segment_starts
 from eventlog.spending import Spending
+from eventlog.stub import Stub
 from eventlog.values import CostRange, JobId, MicroUSD, Position, Sha256, Words
 
 PROMPT_SHOWN_MAX = 200
@@ -67,7 +69,8 @@ class Forgetting(NamedTuple):
 class Verification(NamedTuple):
     """`fault` is the first one found; what stands before it is sound.
 
-    `mark` is the last commit that was read. `unfinished_bytes` follow the last sound line: a write under way, or
+    `mark` is the last commit that was read; those up to `archived` were moved out, and only their stub was read.
+    `unfinished_bytes` follow the last sound line: a write under way, or
     the torn end that the next start sets aside.
     """
 
@@ -77,6 +80,7 @@ class Verification(NamedTuple):
     unfinished_bytes: int
     fault: Fault | None
     forgotten: tuple[Forgetting, ...] = ()
+    archived: Position = Position(0)
 
     @property
     def head(self) -> Position:
@@ -98,14 +102,14 @@ def verify(directory: Path, disk: Disk | None = None) -> Verification:
     try:
         segments = segment_starts(disk.names(descriptor))
         scan = Scan(disk, descriptor, segments, None)
-        words = _SpokenWords()
-        mark, fault = _follow(scan, words)
+        words, stub = _SpokenWords(), _ArchivedBefore()
+        mark, fault = _follow(scan, words, stub)
         unfinished = 0
         if fault is None and segments:
             unfinished = max(0, segments[-1] + _size(disk, descriptor, segments[-1]) - scan.end)
     finally:
         disk.close(descriptor)
-    return Verification(mark.position, len(segments), mark, unfinished, fault, tuple(words.forgotten))
+    return Verification(mark.position, len(segments), mark, unfinished, fault, tuple(words.forgotten), stub.up_to)
 
 
 class _SpokenWords:
@@ -115,6 +119,11 @@ class _SpokenWords:
         self.forgotten: list[Forgetting] = []
         self._stand = bytearray(1)  # by position; a set of a million numbers would be seventy times as large
         self._gone: dict[Position, Mark] = {}
+        self._archived: dict[JobId, Mark] = {}  # jobs without the words that they had
+
+    def begin_with(self, stub: Stub) -> None:
+        self._stand = bytearray(stub.head.position + 1)
+        self._archived = {one.job.id: mark_of(stub) for one in stub.kept() if one.words_gone}
 
     def follow(self, found: Located) -> None:
         commit, mark, gone = found
@@ -128,20 +137,52 @@ class _SpokenWords:
                 self.forgotten.append(Forgetting(event.job, commit.position, commit.at, len(event.positions), standing))
                 for position in known:
                     self._gone.pop(position, None)
+                self._archived.pop(event.job, None)
 
     def fault(self) -> Fault | None:
         for mark in self._gone.values():
             return Fault(mark.position, mark.offset, f"the words of commit {mark.position} are gone, and no fact says why")
+        for job, mark in self._archived.items():
+            return Fault(mark.position, mark.offset, f"the words of job {job}, archived, are gone, and no fact says why")
         return None
 
 
-def _follow(scan: Scan, words: _SpokenWords) -> tuple[Mark, Fault | None]:
+class _ArchivedBefore:
+    """The stub that the log begins with, if it does, and whether the log itself speaks of it."""
+
+    def __init__(self) -> None:
+        self.up_to = Position(0)
+        self._wanted: tuple[Position, Sha256, int, Sha256] | None = None
+
+    def begin_with(self, stub: Stub) -> None:
+        self.up_to = stub.head.position
+        self._wanted = (stub.head.position, stub.head.hash, stub.head.end, stub.hash())
+
+    def follow(self, commit: Commit) -> None:
+        for event in commit.events:
+            if isinstance(event, LogArchived) and (event.up_to, event.hash, event.offset, event.stub) == self._wanted:
+                self._wanted = None
+
+    def fault(self) -> Fault | None:
+        if self._wanted is None:
+            return None
+        position, _, end, _ = self._wanted
+        return Fault(position, end, f"the stub that stands for commits 1 to {position} is not the one that the log speaks of")
+
+
+def _follow(scan: Scan, words: _SpokenWords, before: _ArchivedBefore) -> tuple[Mark, Fault | None]:
     board, spending = JobBoard(), Spending()
     mark = START
     try:
+        if (stub := scan.stub()) is not None:
+            live, mark = stub.live(), mark_of(stub)
+            board, spending = JobBoard(live), stub.spending(live)
+            words.begin_with(stub)
+            before.begin_with(stub)
         for found in scan:
             commit, mark, _ = found.located
             words.follow(found.located)
+            before.follow(commit)
             board.apply(commit)
             spending.apply(commit)
             board.drop_over(commit.position)
@@ -151,7 +192,7 @@ def _follow(scan: Scan, words: _SpokenWords) -> tuple[Mark, Fault | None]:
         return mark, Fault(exc.position, exc.offset, str(exc))
     except LogTooNew as exc:
         return mark, Fault(mark.position + 1, scan.end, str(exc))
-    return mark, words.fault()
+    return mark, before.fault() or words.fault()
 
 
 def _size(disk: Disk, directory: int, segment: int) -> int:
@@ -163,7 +204,8 @@ def _size(disk: Disk, directory: int, segment: int) -> int:
 
 
 def commits(directory: Path, until: Position | datetime | None = None) -> Iterator[Located]:
-    """Every commit up to and with a position, or before the first one that is later than a time; None: all of them.
+    """Every commit that is in the log, up to and with a position, or before the first one that is later than a time; None: all
+    of them.
 
     Raises:
         LogCorrupt, LogTooNew
@@ -191,9 +233,15 @@ def tell(directory: Path, until: Position | datetime | None = None) -> Iterator[
     Raises:
         LogCorrupt, LogTooNew
     """
+    with beginning(directory) as stub:
+        if stub is not None:
+            head = stub.head
+            yield Told(head.position, head.at, None, f"what stands up to here is archived: {head.jobs:,} jobs")
     for commit, _, _ in commits(directory, until):
         for event in commit.events:
-            if isinstance(event, FactOfJob | FactOfOver):
+            if isinstance(event, LogArchived):
+                yield Told(commit.position, commit.at, None, f"commits 1 to {event.up_to} were archived")
+            elif isinstance(event, FactOfJob | FactOfOver):
                 yield Told(commit.position, commit.at, event.job, harmless(_told(event, commit)))
             elif isinstance(event, DaemonStarted):
                 yield Told(commit.position, commit.at, None, harmless(f"imaged {event.software} started"))

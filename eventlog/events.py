@@ -9,6 +9,7 @@ from typing import Literal
 
 from eventlog.values import (
     Account,
+    ArchivedSegment,
     Billed,
     Blob,
     Caps,
@@ -51,6 +52,19 @@ class DaemonStopped(Value, frozen=True, tag=True):
     """A clean end. A start without one before it followed a crash or a kill."""
 
     reason: str
+
+
+class LogArchived(Value, frozen=True, tag=True):
+    """What stands before byte `offset` of the log is moved out of it, as these files.
+
+    `up_to` and `hash` are the last commit of it. `stub` is the hash that the file ends with that stands in its place.
+    """
+
+    up_to: Position
+    hash: Sha256
+    offset: int
+    stub: Sha256
+    segments: tuple[ArchivedSegment, ...]
 
 
 class RequestReceived(Value, frozen=True, tag=True):
@@ -242,7 +256,7 @@ JobEvent = (
 )
 LaterEvent = WordsForgotten | JobResolved
 
-Event = LogCreated | DaemonStarted | DaemonStopped | RequestReceived | CapsChanged | LaterEvent | JobEvent
+Event = LogCreated | LogArchived | DaemonStarted | DaemonStopped | RequestReceived | CapsChanged | LaterEvent | JobEvent
 
 
 class Commit(Value, frozen=True):

@@ -38,9 +38,10 @@ from eventlog.events import (
     RequestReceived,
     WordsForgotten,
 )
-from eventlog.jobs import Job, JobBoard
+from eventlog.jobs import Job, JobBoard, wordless
 from eventlog.searching import folded
-from eventlog.segments import Located, Mark, read_log
+from eventlog.segments import Located, Mark, beginning, read_log
+from eventlog.stub import Stub
 from eventlog.values import JobId, Position, Sha256, Words
 
 TELLING_BYTES_MIN = 16  # three words, or six characters of Japanese; few single words are so long
@@ -61,7 +62,8 @@ class Traces(NamedTuple):
     """`lines` are the commits whose words still stand, `jobs` tell what those words say.
 
     `blobs` stand in the store for these jobs alone, `shared` for another job, too, whose words are not forgotten.
-    `attempts` are the names under which replies may still be spooled.
+    `attempts` are the names under which replies may still be spooled. `archived` are those of the jobs whose words stand in
+    the stub of the log, and may stand wherever its beginning was moved to.
     """
 
     jobs: tuple[Job, ...]
@@ -69,6 +71,7 @@ class Traces(NamedTuple):
     blobs: frozenset[Sha256]
     shared: frozenset[Sha256]
     attempts: tuple[str, ...]
+    archived: frozenset[JobId] = frozenset()
 
 
 class _Texts(NamedTuple):
@@ -101,6 +104,22 @@ class _Reading:
         self.queries: set[str] = set()
         self.forgotten = set(jobs)
         self.recorded: set[Position] = set()  # that a fact says are forgotten; a crash may have left them standing
+        self.archived: set[JobId] = set()
+
+    def begin_with(self, stub: Stub) -> None:
+        """Its own of these jobs, and what was forgotten of all others."""
+        own = []
+        for job, blobs, words_gone in stub.kept():
+            if job.forgotten_at is not None:
+                self.forgotten.add(job.id)
+            if job.id not in self.jobs:
+                continue
+            own.append(job)
+            self.blobs |= set(blobs)
+            self.attempts += [job.client_request_id] if job.client_request_id else []
+            if not words_gone and job != wordless(job):
+                self.archived.add(job.id)
+        self.board = JobBoard(own)
 
     def read(self, located: Located) -> None:
         commit = located.commit
@@ -131,6 +150,9 @@ def find(directory: Path, jobs: Collection[JobId], disk: Disk | None = None, *, 
         LogCorrupt, LogTooNew
     """
     first = _Reading(jobs)
+    with beginning(directory, disk) as stub:
+        if stub is not None:
+            first.begin_with(stub)
     for located in read_log(directory, None, disk):
         first.read(located)
     found = tuple(first.board)
@@ -138,6 +160,11 @@ def find(directory: Path, jobs: Collection[JobId], disk: Disk | None = None, *, 
     texts = _texts([*prompts, *first.keys], _names(found, given))
     searches = {query for query in first.queries if query and any(query in folded(prompt) for prompt in prompts)}
     lines, searched, shared = set(first.lines), list[tuple[Mark, str]](), set[Sha256]()
+    with beginning(directory, disk) as stub:
+        for kept in () if stub is None else stub.kept():
+            if kept.job.id not in first.forgotten:
+                shared |= first.blobs.intersection(kept.blobs)
+                searches -= _parts_of(kept.job.prompt or "", searches)
     for located in read_log(directory, None, disk):
         words, standing = located.commit.words, _others(located, first.forgotten)
         shared |= {digest for event in standing for digest in stored_by(event)} & first.blobs
@@ -151,7 +178,8 @@ def find(directory: Path, jobs: Collection[JobId], disk: Disk | None = None, *, 
             searched.append((located.mark, _query_in(words)))
     lines |= {mark for mark, query in searched if query in searches}
     blobs = frozenset(first.blobs)
-    return Traces(found, tuple(sorted(lines)), blobs - shared, frozenset(shared), tuple(first.attempts))
+    attempts, archived = tuple(dict.fromkeys(first.attempts)), frozenset(first.archived)
+    return Traces(found, tuple(sorted(lines)), blobs - shared, frozenset(shared), attempts, archived)
 
 
 def stored_by(event: Event) -> Iterator[Sha256]:

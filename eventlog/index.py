@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -20,8 +21,9 @@ from eventlog.errors import IndexUnavailable
 from eventlog.events import Commit, FactOfOver, LaterEvent, WordsForgotten
 from eventlog.jobs import Job, JobBoard, amend
 from eventlog.searching import Prompts
-from eventlog.segments import START, Located, Mark
+from eventlog.segments import START, Located, Mark, mark_of
 from eventlog.spending import Amounts, Period, Spending, Suspicion, reservations_of
+from eventlog.stub import Stub
 from eventlog.tables import AS_USUAL, VERSIONED, connect, remove
 from eventlog.values import JobId, Position
 
@@ -114,6 +116,33 @@ class Index:
         if len(self._jobs) >= self._jobs_at_once:
             self._catch_up()
 
+    def restore(self, stub: Stub) -> None:
+        """Begin as things stood behind what was archived. Fails nobody, as `fold`.
+
+        Raises:
+            LogCorrupt, LogTooNew: of the stub.
+        """
+        live = stub.live()
+        self.board, self.spending = JobBoard(live), stub.spending(live)
+        self._followed = mark_of(stub)
+        self._states = {}
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            kept = stub.kept()
+            while some := [one.job for one in islice(kept, BULK_JOBS)]:
+                self._write_jobs(some)
+                self._write_tally(some)
+            for period, amounts in self.spending.rows():
+                self._write_spending(period, amounts)
+            self._reach(self._followed)
+            self._db.execute("COMMIT")
+        except sqlite3.Error as exc:
+            logger.warning("the index cannot be begun", extra={"why": str(exc)})
+            self._give_up()
+            return
+        self._states = {job.id: job.state for job in live}
+        self.mark = self._followed
+
     def _catch_up(self) -> None:
         try:
             self._write(self._jobs, self._periods, self._later, self._followed)
@@ -184,6 +213,14 @@ class Index:
         except _UNUSABLE as exc:
             raise IndexUnavailable(f"The index {self._path} cannot be read ({exc}); restart the daemon.") from exc
 
+    def count(self) -> int:
+        """How many jobs there are."""
+        return int(self._db.execute("SELECT count(*) FROM job").fetchone()[0])
+
+    def jobs(self) -> Iterator[Job]:
+        """All, in the order in which they were requested, while nothing else is written."""
+        return (_decode_job(body) for (body,) in self._db.execute("SELECT body FROM job ORDER BY number"))
+
     def scrub(self) -> None:
         """No byte of what its rows no longer say is left in the file or its companions. Slow: writes all of it anew.
 
@@ -246,8 +283,7 @@ class Index:
             self._amend(commit, event)
         for period in periods:
             self._write_spending(period, self.spending.row(period))
-        self._db.execute("DELETE FROM reached")
-        self._db.execute("INSERT INTO reached VALUES (?, ?, ?)", (mark.offset, mark.position, mark.hash))
+        self._reach(mark)
         self._db.execute("COMMIT")
         self._states.update((job.id, job.state) for job in written)
         for job in written:
@@ -255,6 +291,10 @@ class Index:
                 del self._states[job.id]
         self.mark = mark
         self.board.drop_over(mark.position)
+
+    def _reach(self, mark: Mark) -> None:
+        self._db.execute("DELETE FROM reached")
+        self._db.execute("INSERT INTO reached VALUES (?, ?, ?)", (mark.offset, mark.position, mark.hash))
 
     def _write_jobs(self, jobs: Sequence[Job]) -> None:
         new = [job for job in jobs if job.id not in self._states]

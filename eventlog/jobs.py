@@ -167,8 +167,7 @@ class Job(Value, frozen=True, omit_defaults=True):
         return bool(self.pictures) and self.attempts == 0
 
 
-NO_WORDS = Words(salt="")
-"""Of a commit that has none, or whose words are forgotten."""
+NO_WORDS = Words(salt="")  # of a commit that has none, or whose words are forgotten
 
 
 def _requested(event: JobRequested, commit: Commit) -> Job:
@@ -270,6 +269,10 @@ def amend(job: Job, event: LaterEvent, commit: Commit) -> Job:
 
 def _without_words(job: Job, at: datetime) -> Job:
     """The job as a log tells it whose words of it are gone."""
+    return msgspec.structs.replace(wordless(job), forgotten_at=job.forgotten_at or at)
+
+
+def wordless(job: Job) -> Job:
     return msgspec.structs.replace(
         job,
         prompt=None,
@@ -279,18 +282,17 @@ def _without_words(job: Job, at: datetime) -> Job:
         error="",
         source_names=(),
         missing=(),
-        forgotten_at=job.forgotten_at or at,
     )
 
 
 def _changes(job: Job, event: JobEvent, words: Words, at: datetime) -> dict[str, object]:
     """What the fact says of the job beyond its stage."""
     match event:
-        case JobStarted():
+        case JobStarted() | JobRequested() | HistoryImported():
             return {}
         case AttemptStarted():
-            begun = {"attempts": event.attempt, "client_request_id": event.client_request_id}
-            return {**begun, "request_id": "", "retry_at": None, "previews": ()}
+            begun = {"attempts": event.attempt, "client_request_id": event.client_request_id, "previews": ()}
+            return {**begun, "request_id": "", "retry_at": None}
         case PartialReceived():
             return {"previews": (*job.previews, event.picture)}
         case AttemptFailed():
@@ -331,8 +333,6 @@ def _changes(job: Job, event: JobEvent, words: Words, at: datetime) -> dict[str,
             return {"cancel_requested": True}
         case JobCancelled():
             return {"billed": _worse(job.billed, event.billed), "retry_at": None}
-        case _:
-            return {}
 
 
 def _saved(job: Job, event: JobCompleted, words: Words) -> tuple[StoredImage, ...]:

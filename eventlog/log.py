@@ -10,7 +10,8 @@ nothing is appended again.
 import contextlib
 import errno
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path
@@ -21,7 +22,8 @@ from eventlog.errors import LogCorrupt, LogDead, LogFull, LogLocked
 from eventlog.events import FORMAT, Commit, LogCreated
 from eventlog.framing import Draft, draft, seal
 from eventlog.rewriting import rewrite, sweep
-from eventlog.segments import READ_BYTES, START, Located, Mark, Read, Scan, segment_name, segment_starts
+from eventlog.segments import READ_BYTES, START, Located, Mark, Read, Scan, segment_name, segment_starts, stub_before
+from eventlog.stub import Stub
 from eventlog.values import Position
 
 SEGMENT_BYTES = 64 * 1024 * 1024
@@ -31,6 +33,8 @@ REPLAY_COMMITS = 250
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 logger = logging.getLogger(__name__)
+Replay = Callable[[Sequence[Located]], None]
+Restore = Callable[[Stub], None]
 
 
 class Recovery(NamedTuple):
@@ -57,6 +61,7 @@ class EventLog:
         self._dead: str = ""
         self.full = False
         self.head = START
+        self.archived = Position(0)  # up to here, it was moved out
 
     def lock(self) -> None:
         """Take the log for this process, for as long as it is open.
@@ -75,6 +80,21 @@ class EventLog:
             raise LogLocked(f"Another imaged is running on {self._path}; this one leaves it alone.")
         self._directory = directory
 
+    @contextmanager
+    def changing(self, verb: str = "written") -> Iterator[tuple[Disk, int]]:
+        """The disk and the locked directory, for whoever changes more than appending does.
+
+        Raises:
+            LogFull, LogDead: what became of an OSError of the body.
+        """
+        assert self._directory is not None, "lock first"
+        try:
+            yield self._disk, self._directory
+        except OSError as exc:
+            if exc.errno in NO_SPACE:
+                raise self._no_room() from exc
+            raise self._die(verb, exc) from exc
+
     def close(self) -> None:
         for descriptor in (self._segment, self._directory):
             if descriptor is not None:
@@ -82,12 +102,12 @@ class EventLog:
         self._segment = self._directory = None
 
     def recover(
-        self, mark: Mark | None, replay: Callable[[Sequence[Located]], None], *, once_durable: Mark | None = None
+        self, mark: Mark | None, replay: Replay, *, restore: Restore | None = None, once_durable: Mark | None = None
     ) -> Recovery:
         """Read what follows `mark` (None: everything), cut off a torn tail, and make the end writable.
 
         `replay` gets the commits in order, in pieces of about 5,000; never one that is not durable afterwards
-        if this returns.
+        if this returns. `restore` gets the stub, before all else, if what is read begins with one.
 
         `once_durable` is a mark that an index was once given, and that led to MarkNotThere: a torn end that it lies
         in is no torn end but the loss of something durable.
@@ -97,17 +117,17 @@ class EventLog:
             LogFull: no room to set a torn tail aside or to begin a log; nothing was cut.
             LogDead: the disk failed, or does not let us write.
         """
-        try:
-            return self._recover(mark, replay, once_durable)
-        except OSError as exc:
-            if exc.errno in NO_SPACE:
-                raise self._no_room() from exc
-            raise self._die("put in order", exc) from exc
+        with self.changing("put in order"):
+            return self._recover(mark, replay, restore, once_durable)
 
-    def _recover(self, mark: Mark | None, replay: Callable[[Sequence[Located]], None], once_durable: Mark | None) -> Recovery:
+    def _recover(self, mark: Mark | None, replay: Replay, restore: Restore | None, once_durable: Mark | None) -> Recovery:
         assert self._directory is not None and self._segment is None, "lock first, and recover once"
         segments = segment_starts(self._disk.names(self._directory))
         scan = Scan(self._disk, self._directory, segments, mark)
+        if (stub := stub_before(self._disk, self._directory, segments)) is not None:
+            self.archived = stub.head.position
+            if mark is None and restore is not None:
+                restore(stub)
         batch: list[Read] = []
         pending: list[Located] = []
         replayed = 0
@@ -179,20 +199,15 @@ class EventLog:
         """
         if self._dead:
             raise LogDead(self._dead)
-        assert self._directory is not None
         ordered = sorted(lines)
-        try:
-            sweep(self._disk, self._directory)
+        with self.changing() as (disk, directory):
+            sweep(disk, directory)
             if not ordered:
                 return ()
-            segments = segment_starts(self._disk.names(self._directory))
+            segments = segment_starts(disk.names(directory))
             number = max(index for index, start in enumerate(segments) if start <= ordered[0].offset)
             start, end = segments[number], [*segments, self._end][number + 1]
-            rewrite(self._disk, self._directory, range(start, end), [line for line in ordered if line.offset < end])
-        except OSError as exc:
-            if exc.errno in NO_SPACE:
-                raise self._no_room() from exc
-            raise self._die("written", exc) from exc
+            rewrite(disk, directory, range(start, end), [line for line in ordered if line.offset < end])
         self._follow_rewriting(start)
         return tuple(line for line in ordered if line.offset >= end)
 
@@ -376,7 +391,7 @@ class EventLog:
         logger.warning("the last write was torn and is set aside", extra={"file": name, "bytes": torn})
         return name
 
-    def _begin(self, replay: Callable[[Sequence[Located]], None]) -> None:
+    def _begin(self, replay: Replay) -> None:
         created = Commit(position=Position(1), at=datetime.now(UTC), events=(LogCreated(format=FORMAT, software=self._software),))
         (mark,) = self.append([draft(created)])
         replay([Located(created, mark)])

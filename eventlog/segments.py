@@ -7,6 +7,7 @@ proves that it was once durable - see `Scan`.
 
 import contextlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from eventlog.disk import Disk
 from eventlog.errors import LogCorrupt
 from eventlog.events import Commit
 from eventlog.framing import LINE_BYTES_MAX, NO_HASH, Line, Unsound, hidden_lines, read
+from eventlog.stub import Stub, stub_ends
 from eventlog.values import Position, Sha256
 
 READ_BYTES = 1024 * 1024
@@ -66,6 +68,37 @@ def read_log(directory: Path, after: Mark | None, disk: Disk | None = None) -> I
         disk.close(descriptor)
 
 
+@contextmanager
+def beginning(directory: Path, disk: Disk | None = None) -> Iterator[Stub | None]:
+    """What the log begins with, if segments were moved out of it; read without a lock, while this is open.
+
+    Raises:
+        LogCorrupt, LogTooNew
+        FileNotFoundError: there is no log.
+    """
+    disk = disk or Disk()
+    descriptor = disk.open_directory(directory)
+    try:
+        yield stub_before(disk, descriptor, segment_starts(disk.names(descriptor)))
+    finally:
+        disk.close(descriptor)
+
+
+def stub_before(disk: Disk, directory: int, segments: list[int]) -> Stub | None:
+    """What stands in the place of what was moved out before these; None if they begin at the first commit.
+
+    Raises:
+        LogCorrupt: it is damaged, or nothing stands there.
+        LogTooNew
+    """
+    if not segments or segments[0] == 0:
+        return None
+    try:
+        return Stub(disk, directory, segments[0])
+    except FileNotFoundError:
+        raise LogCorrupt(f"The first segment {segment_name(0)} is missing.", position=1, offset=0) from None
+
+
 class Scan:
     """Reads lines in order from a mark on. After its end, `last` and `end` say where the sound lines stop."""
 
@@ -77,12 +110,21 @@ class Scan:
         self.last = START
         self.end = 0
 
+    def stub(self) -> Stub | None:
+        """What to begin with, if it begins behind segments that were moved out.
+
+        Raises:
+            LogCorrupt: nothing stands in their place.
+        """
+        return None if self._mark is not None else stub_before(self._disk, self._directory, self._segments)
+
     def __iter__(self) -> Iterator[Read]:
         mark = self._mark
         if mark is None:
-            if self._segments and self._segments[0] != 0:
-                raise LogCorrupt(f"The first segment {segment_name(0)} is missing.", position=1, offset=0)
-            yield from self._follow(0)
+            stub = self.stub()
+            if stub is not None:
+                self.last, self.end = mark_of(stub), stub.head.end
+            yield from self._follow(self.end)
             return
         found = self._at_mark(mark)
         self.last, self.end = mark, mark.offset + len(found.raw) + 1
@@ -90,7 +132,8 @@ class Scan:
 
     def _at_mark(self, mark: Mark) -> Read:
         try:
-            _, found = next(self._lines(mark.offset), (None, None))
+            is_archived = bool(self._segments) and mark.offset < self._segments[0]
+            _, found = (None, None) if is_archived else next(self._lines(mark.offset), (None, None))
         except (Unsound, FileNotFoundError):
             found = None
         if found is None or found.located.mark != mark:
@@ -195,7 +238,15 @@ class Scan:
 
 
 def segment_starts(names: list[str]) -> list[int]:
-    return sorted(int(name[:20]) for name in names if len(name) == 26 and name.endswith(".jsonl") and name[:20].isdigit())
+    """Those that count: what stands before a stub is left over from its making."""
+    starts = sorted(int(name[:20]) for name in names if len(name) == 26 and name.endswith(".jsonl") and name[:20].isdigit())
+    begin = max((end for end in stub_ends(names) if end in starts), default=0)
+    return [start for start in starts if start >= begin]
+
+
+def mark_of(stub: Stub) -> Mark:
+    """The last commit that it stands for."""
+    return Mark(stub.head.offset, stub.head.position, stub.head.hash)
 
 
 def segment_name(start: int) -> str:

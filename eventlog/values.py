@@ -159,6 +159,14 @@ class Blob(Value, frozen=True):
     size_bytes: int
 
 
+class ArchivedSegment(Value, frozen=True):
+    """The part of a segment's file that was moved out of the log; `start` is the log-wide position of its first byte."""
+
+    start: int
+    size_bytes: int
+    sha256: Sha256
+
+
 class ImageFile(Value, frozen=True):
     """An image in its final place. `original` is the picture as received; its path is a word of the same commit.
 

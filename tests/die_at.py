@@ -12,8 +12,9 @@ from daemon import cli
 from eventlog.disk import Disk
 from eventlog.framing import Draft
 from eventlog.log import EventLog
-from tools.files import OutputRoot, Store
+from tools.files import OutputRoot
 from tools.names import OutputName
+from tools.store import Store
 
 
 def die() -> None:

@@ -23,7 +23,7 @@ from eventlog.disk import Disk
 from eventlog.values import Sha256
 from tests.program import IMAGED, Program, Stdio
 from tests.standin import StandIn
-from tools.files import Store
+from tools.store import Store
 
 HELD_SECONDS_MAX = 20.0  # then it gives up and says so: a daemon that waits for its disk must not wait for ever
 SMALL = {"size": "1024x640", "quality": "low"}

@@ -62,7 +62,7 @@ from tests.simulation_witness import (
     secret_of,
 )
 from tools.errors import FileFailed
-from tools.files import Store
+from tools.store import Store
 
 T = TypeVar("T")
 

@@ -37,7 +37,7 @@ from eventlog.values import Caps, JobId, MicroUSD, Picture, Position, Sha256, di
 from tests.eventlog.disks import SimulatedDisk
 from tests.simulation_api import Api, Sent, price
 from tools.errors import FileFailed
-from tools.files import Store
+from tools.store import Store
 
 PLACES = Places(Path("/home"))
 EVENTS = PLACES.events

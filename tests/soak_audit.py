@@ -18,7 +18,7 @@ from eventlog.segments import read_log
 from eventlog.values import JobId, Sha256, digest
 from tests.standin import Request
 from tools.errors import FileFailed
-from tools.files import Store
+from tools.store import Store
 
 NEWEST = 50  # jobs that somebody may come back to
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from daemon import auditing, cli, config
-from daemon.auditing import Seal
+from daemon import auditing, cli, config, verifying
 from daemon.config import Places
 from daemon.errors import Refused
+from daemon.verifying import Seal
 from daemon.version import VERSION
 from eventlog import audit
 from eventlog.events import AttemptStarted, WordsForgotten
@@ -32,7 +32,7 @@ from tests.eventlog.disks import NoReserve
 from tests.program import IMAGED, SECONDS_MAX, Program, environment, running
 from tests.standin import StandIn
 from tests.tools.pictures_for_tests import picture
-from tools.files import Store
+from tools.store import Store
 
 EVIL = '<script>alert(1)</script> "&amp; \u202e\x1b[2J </article>\n=1+1 逆光'
 KEY = "sk-test-canary-0123456789"
@@ -84,7 +84,7 @@ def segment(home: Path) -> Path:
 
 def test_a_sound_home_is_proved_sound_beside_its_running_daemon(home: Path) -> None:
     before = sorted(path for path in home.rglob("*"))
-    found = auditing.verify(home, auditing.seal(home))
+    found = verifying.verify(home, verifying.seal(home))
     assert found.is_sound and found.fault is None and found.broken_seal == ""
     assert (found.blobs_checked, found.blobs, found.files_unchanged, found.files) == (5, (), 3, ())
     assert sorted(path for path in home.rglob("*")) == before, "the auditor leaves nothing behind"
@@ -96,11 +96,11 @@ def test_a_changed_log_is_named_by_position_and_byte(home: Path, tmp_path: Path)
     data = bytearray(segment(copy).read_bytes())
     data[marks[4].offset + 200] ^= 1
     segment(copy).write_bytes(data)
-    found = auditing.verify(copy)
+    found = verifying.verify(copy)
     assert not found.is_sound and found.fault is not None
     assert (found.fault.position, found.fault.offset, found.commits) == (5, marks[4].offset, 4)
     with pytest.raises(Refused, match="not sound"):
-        auditing.seal(copy)
+        verifying.seal(copy)
 
 
 def test_missing_and_damaged_blobs_are_faults_and_files_of_their_owner_are_findings(home: Path, tmp_path: Path) -> None:
@@ -108,18 +108,18 @@ def test_missing_and_damaged_blobs_are_faults_and_files_of_their_owner_are_findi
     gone, damaged = sorted((copy / "store").glob("??/*"))[:2]
     gone.unlink()
     damaged.write_bytes(b"x")
-    found = auditing.verify(copy)
+    found = verifying.verify(copy)
     assert found.fault is None and not found.is_sound
     assert {one.sha256 for one in found.blobs} == {gone.name, damaged.name}
     assert all(one.position > 1 and one.job in jobs_of(copy) for one in found.blobs)
     shutil.copytree(home / "store", copy / "store", dirs_exist_ok=True)
-    assert auditing.verify(copy).is_sound
+    assert verifying.verify(copy).is_sound
     pictures = sorted((home.parent / "pictures").glob("*"))
     kept = [path.read_bytes() for path in pictures]
     try:
         pictures[0].unlink()
         pictures[1].write_bytes(b"changed")
-        found = auditing.verify(copy)
+        found = verifying.verify(copy)
         assert found.is_sound and found.files_unchanged == 1
         assert {(one.path, one.state) for one in found.files} == {(str(pictures[0]), "gone"), (str(pictures[1]), "changed")}
     finally:
@@ -129,23 +129,23 @@ def test_missing_and_damaged_blobs_are_faults_and_files_of_their_owner_are_findi
 
 def test_a_seal_proves_that_nothing_was_cut_off_or_written_anew(home: Path, tmp_path: Path) -> None:
     copy = copied(home, tmp_path)
-    whole = auditing.seal(copy)
+    whole = verifying.seal(copy)
     marks = [one.mark for one in read_log(copy / "events", None)]
     early = Seal(marks[2].position, marks[2].hash, datetime(2026, 11, 22, tzinfo=UTC))
-    assert auditing.verify(copy, early).broken_seal == ""
+    assert verifying.verify(copy, early).broken_seal == ""
     data = segment(copy).read_bytes()
     segment(copy).write_bytes(data[: marks[-1].offset])
-    cut = auditing.verify(copy, whole)
+    cut = verifying.verify(copy, whole)
     assert cut.fault is None and not cut.is_sound and "cut off" in cut.broken_seal
-    assert auditing.verify(copy, early).is_sound
+    assert verifying.verify(copy, early).is_sound
     other = Seal(early.position, Sha256("0" * 64), early.at)
-    assert "written anew" in auditing.verify(copy, other).broken_seal
+    assert "written anew" in verifying.verify(copy, other).broken_seal
 
 
 def test_a_seal_says_which_commit_is_the_head_and_when_it_was_made(tmp_path: Path) -> None:
     located = written(tmp_path / "events", [one_job()], NoReserve())
-    assert auditing.seal(tmp_path) == Seal(*located[-1].mark[1:], located[-1].commit.at)
-    for ask in (auditing.seal, auditing.verify, lambda path: list(auditing.replay(path))):
+    assert verifying.seal(tmp_path) == Seal(*located[-1].mark[1:], located[-1].commit.at)
+    for ask in (verifying.seal, verifying.verify, lambda path: list(auditing.replay(path))):
         with pytest.raises(Refused, match="no event log"):
             ask(tmp_path / "elsewhere")
 
@@ -295,7 +295,7 @@ def test_the_page_holds_every_generation_and_nothing_that_acts_or_comes_from_els
     assert "tokens" not in shown and "Tokens" in shown and "$" in shown
     for job in jobs_of(home):
         assert job in shown
-    assert KEY not in text and f"as of commit {auditing.seal(home).position}" in shown
+    assert KEY not in text and f"as of commit {verifying.seal(home).position}" in shown
     assert "prefers-color-scheme" in text or "color-scheme: light dark" in text
     assert "@media print" in text
 
@@ -351,7 +351,7 @@ def test_what_was_forgotten_is_exported_as_forgotten_and_its_blobs_are_not_misse
     written(tmp_path / "events", [bare, [commit(7, WordsForgotten(job=job_id(1), positions=()))]], NoReserve())
     text = page_of(tmp_path)
     assert "(forgotten)" in text and "no preview" in text
-    assert auditing.verify(tmp_path).is_sound
+    assert verifying.verify(tmp_path).is_sound
     with pytest.raises(Refused, match="forgotten"):
         auditing.request_of(tmp_path, job_id(1), "curl")
 

@@ -16,7 +16,7 @@ from eventlog.values import Sha256
 from tests import small_disk
 from tests.program import SECONDS_MAX, Program, running, wait_until
 from tests.standin import Behaviour, Request, StandIn
-from tools.files import Store
+from tools.store import Store
 
 KEY = "sk-test-canary-0123456789"
 

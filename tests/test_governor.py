@@ -22,7 +22,7 @@ from eventlog.values import Account, JobId, Position
 from tests.daemon.fakes import OFFLINE, PAYING, attempt, failed_attempt, opened, requested, say, started
 from tests.program import SECONDS_MAX, Program, Stdio, running, wait_until
 from tests.standin import Request, StandIn, draw
-from tools.files import Store
+from tools.store import Store
 
 OTHER = Account(backend="openai", key="ffffffffffff", base_url="https://api.openai.com/v1")
 

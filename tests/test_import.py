@@ -52,8 +52,8 @@ from tests.tools.test_old_history import (
     whole,
     write,
 )
-from tools.files import Store
 from tools.old_history import SOURCE
+from tools.store import Store
 
 SECONDS_MAX = 60.0
 MOMENTS = {

@@ -12,7 +12,7 @@ from eventlog.values import Sha256, digest
 from tests.die_at import MOMENTS
 from tests.program import Program, running, wait_until
 from tests.standin import Request, StandIn, draw
-from tools.files import Store
+from tools.store import Store
 
 PROMPT = "A fox in the snow"
 NEVER_REQUESTED = {"while JobRequested is appended"}

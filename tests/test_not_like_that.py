@@ -52,9 +52,10 @@ from tests.test_jobs import KEY, Gate, api
 from tests.tools.pictures_for_tests import picture, pixels
 from tests.tools.test_old_history import old_database, row
 from tools.batch_config import Retries
-from tools.files import NUMBERED_MAX, Store
+from tools.files import NUMBERED_MAX
 from tools.models import catalogue
 from tools.pictures import webp_chunks
+from tools.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 DRAWING = ("generate_image", "edit_image", "transform_image")

@@ -12,8 +12,8 @@ import pytest
 from tests.program import SECONDS_MAX, Stdio, environment, running
 from tests.standin import Request, StandIn
 from tests.tools.pictures_for_tests import picture, pixels
-from tools.files import Store
 from tools.pictures import png_chunks
+from tools.store import Store
 
 KEY = "sk-test-canary-0123456789"
 JAPANESE = "雪の中の狐、🦊と提灯。" * 20

@@ -14,8 +14,8 @@ from daemon.errors import NotRunning
 from eventlog.events import PartialReceived
 from tests.program import Program, Stdio, running, wait_until
 from tests.standin import Behaviour, Request, StandIn
-from tools.files import Store
 from tools.pictures import measure
+from tools.store import Store
 from tools.streaming import StreamEvent, events
 
 ORDER = {"prompt": "A fox in the snow", "quality": "low", "size": "1024x1024", "partial_images": 2}

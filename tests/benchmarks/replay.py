@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from daemon import supervisor
+from daemon import starting
 from daemon.config import Places
 from eventlog.disk import Disk
 from eventlog.index import Index
@@ -55,7 +55,7 @@ def open_home(home: Path) -> int:
     log = EventLog(places.events, software="benchmark")
     log.lock()
     index = Index.open(places.index)
-    with supervisor.without_collecting(), index.in_bulk():
+    with starting.without_collecting(), index.in_bulk():
         return log.recover(index.mark, index.fold).replayed
 
 

@@ -29,7 +29,7 @@ from daemon.ledger import RunBlocking
 from daemon.strict_json import DEPTH_MAX, NotStrict, read_object
 from eventlog.history import History
 from tests.daemon.fakes import inline, opened, run
-from tools.files import Store
+from tools.store import Store
 
 T = TypeVar("T")
 LOOK = b"GET /v1/status HTTP/1.1\r\nHost: imaged\r\n\r\n"

@@ -12,7 +12,7 @@ from eventlog.errors import LogDead
 from eventlog.events import AttemptStarted
 from eventlog.values import ImageRequest, JobId, Sha256
 from tests.tools.test_streaming import completed, part
-from tools.files import Store
+from tools.store import Store
 
 T = TypeVar("T")
 STARTED = AttemptStarted(job=JobId("j"), attempt=1, client_request_id="c", body_sha256=Sha256("0" * 64))

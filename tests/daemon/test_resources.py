@@ -22,7 +22,7 @@ from eventlog.values import Cost, ImageFile, ImageRequest, JobId, MicroUSD, Pict
 from tests.daemon.fakes import attempt, inline, opened, requested, say, started
 from tests.program import SECONDS_MAX
 from tools.errors import FileFailed
-from tools.files import Store
+from tools.store import Store
 
 DRAWN = b"as the API sent it"
 PUT_IN_PLACE = b"as the API sent it, and our metadata"

@@ -20,8 +20,8 @@ from eventlog.disk import Disk
 from eventlog.values import JobId
 from tests.daemon.fakes import OFFLINE, attempt, opened, requested, say, started
 from tests.program import SECONDS_MAX
-from tools.files import Store
 from tools.openai_api import ApiRequest
+from tools.store import Store
 
 T = TypeVar("T")
 A = JobId("a")

@@ -19,8 +19,9 @@ from eventlog.disk import Disk
 from eventlog.values import Sha256, digest
 from tests.eventlog.disks import PowerCut, SimulatedDisk
 from tools.errors import FileFailed, Refused
-from tools.files import TEMPORARY, OutputRoot, Store
+from tools.files import TEMPORARY, OutputRoot
 from tools.names import parse_output
+from tools.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = b"\x89PNG not really"
