@@ -88,7 +88,8 @@ class Ledger:
         self._pending: list[tuple[Commit, Draft]] = []
         self._failure: BaseException | None = None
         self._closing = False
-        self._changed = trio.Event()
+        self._changed = trio.Event()  # the views moved, or somebody wants everybody to look again
+        self._synced = trio.Event()  # more is durable; apart, because a hundred may wait for one sync
         self._work = trio.Event()
 
     async def record(self, decide: Decision) -> tuple[Event, ...]:
@@ -128,7 +129,7 @@ class Ledger:
     async def durable(self, position: Position) -> None:
         while self._durable < position:
             self._raise_if_broken()
-            await self._changed.wait()
+            await self._synced.wait()
         self._raise_if_broken()
 
     async def wait_beyond(self, seen: Position) -> None:
@@ -154,8 +155,7 @@ class Ledger:
         try:
             return await self._run_blocking(function)
         except LogDead as exc:
-            self._failure = exc
-            self.wake()
+            self._break(exc)
             raise
 
     @asynccontextmanager
@@ -219,17 +219,25 @@ class Ledger:
         try:
             await self._run_blocking(partial(self._append, batch))
         except (EventLogError, LogFull) as exc:
-            self._failure = exc
-            self.wake()
+            self._break(exc)
             raise
         self._durable = last
         self.board.drop_over(self._index.reached)
-        self.wake()
+        self._tell_waiters()
 
     def _append(self, batch: Sequence[tuple[Commit, Draft]]) -> None:
         """In the writer's thread."""
         marks = self._log.append([line for _, line in batch])
         self._index.fold([Located(commit, mark) for (commit, _), mark in zip(batch, marks, strict=True)])
+
+    def _tell_waiters(self) -> None:
+        self._synced.set()
+        self._synced = trio.Event()
+        self.wake()
+
+    def _break(self, failure: BaseException) -> None:
+        self._failure = failure
+        self._tell_waiters()
 
     def _raise_if_broken(self) -> None:
         if self._failure is not None:
