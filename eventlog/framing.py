@@ -91,9 +91,9 @@ def draft(commit: Commit) -> Draft:
     if commit.at.tzinfo is None:
         raise ValueError(f"commit {commit.position} has a time without a zone: {commit.at}")
     words = b"" if commit.words is None else _encode(commit.words)
-    digest = "null" if commit.words is None else f'"{hashlib.sha256(words).hexdigest()}"'
+    digest = b"null" if commit.words is None else b'"%b"' % hashlib.sha256(words).hexdigest().encode()
     events = _encode(commit.events).replace(b" ", b"\\u0020")
-    body = f'"at":{_encode(commit.at).decode()},"words":{digest},"events":'.encode() + events + b"}"
+    body = b'"at":%b,"words":%b,"events":%b}' % (_encode(commit.at), digest, events)
     if b"\n" in words:
         raise ValueError(f"commit {commit.position} has words with a raw line break; write them on one line")
     if len(body) + len(words) > LINE_BYTES_MAX:
@@ -116,10 +116,10 @@ def _insist_on_reading_back(words: Words, written: bytes, position: Position) ->
 
 def seal(draft: Draft, previous: Sha256, batch: Position) -> Sealed:
     """The line, newline and all."""
-    commit = f'{{"previous":"{previous}","position":{draft.position},"batch":{batch},'.encode() + draft.body
-    proof = hashlib.sha256(commit).hexdigest()
+    commit = b'{"previous":"%b","position":%d,"batch":%d,%b' % (previous.encode(), draft.position, batch, draft.body)
+    proof = Sha256(hashlib.sha256(commit).hexdigest())
     tail = b" " + draft.words if draft.words else b""
-    return Sealed(b"%s %s%s\n" % (proof.encode(), commit, tail), Sha256(proof))
+    return Sealed(b"%b %b%b\n" % (proof.encode(), commit, tail), proof)
 
 
 def read(line: bytes) -> Line:

@@ -277,8 +277,9 @@ class Index:
     ) -> None:
         self._db.execute("BEGIN IMMEDIATE")
         written = [job for job_id in jobs if (job := self.board.get(job_id)) is not None]
-        self._write_jobs(written)
-        self._write_tally(written)
+        if written:
+            self._write_jobs(written)
+            self._write_tally(written)
         for commit, event in later:
             self._amend(commit, event)
         for period in periods:
@@ -293,8 +294,7 @@ class Index:
         self.board.drop_over(mark.position)
 
     def _reach(self, mark: Mark) -> None:
-        self._db.execute("DELETE FROM reached")
-        self._db.execute("INSERT INTO reached VALUES (?, ?, ?)", (mark.offset, mark.position, mark.hash))
+        self._db.execute("INSERT OR REPLACE INTO reached VALUES (0, ?, ?, ?)", (mark.offset, mark.position, mark.hash))
 
     def _write_jobs(self, jobs: Sequence[Job]) -> None:
         new = [job for job in jobs if job.id not in self._states]

@@ -15,7 +15,7 @@ BUSY_SECONDS_MAX = 0.1  # every commit waits for this: what somebody else holds 
 CHECKPOINT_PAGES = 8192
 
 SCHEMA = """
-CREATE TABLE reached (offset INTEGER NOT NULL, position INTEGER NOT NULL, hash TEXT NOT NULL);
+CREATE TABLE reached (one INTEGER PRIMARY KEY, offset INTEGER NOT NULL, position INTEGER NOT NULL, hash TEXT NOT NULL);
 CREATE TABLE job (
     number INTEGER PRIMARY KEY,           -- position of the request, or of the import
     id TEXT NOT NULL UNIQUE,
