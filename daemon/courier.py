@@ -114,30 +114,28 @@ async def _whole(reply: httpx.Response, hear: Hear | None, stream: list[RawReply
     """`stream` gets what came of an event stream that does not come to its end."""
     headers = {name.lower(): value for name, value in reply.headers.items()}
     streamed = reply.status_code == 200 and is_stream(headers.get("content-type", ""))
-    pieces: list[bytes] = []
+    body = bytearray()  # grows where it is: pieces that are put together at the end would be there twice
     try:
         try:
-            await _read_bounded(reply, pieces, hear if streamed else None)
+            await _read_bounded(reply, body, hear if streamed else None)
         except (httpx.HTTPError, httpx.StreamError, trio.Cancelled):
             if streamed:
-                stream.append(RawReply(reply.status_code, headers, b"".join(pieces)))
+                stream.append(RawReply(reply.status_code, headers, body))
             raise
     finally:
         # Shielded: the body may be paid for, and a stop that arrives now must not cost it. Bounded by the deadline.
         with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
             await reply.aclose()
-    return RawReply(reply.status_code, headers, b"".join(pieces))
+    return RawReply(reply.status_code, headers, body)
 
 
-async def _read_bounded(reply: httpx.Response, pieces: list[bytes], hear: Hear | None) -> None:
-    size = 0
+async def _read_bounded(reply: httpx.Response, body: bytearray, hear: Hear | None) -> None:
     # Not `aiter_bytes`: after the last byte it closes the reply itself, and a stop that arrives there costs the body.
     assert isinstance(reply.stream, httpx.AsyncByteStream)
     async for piece in reply.stream:
-        size += len(piece)
-        if size > REPLY_BYTES_MAX:
+        if len(body) + len(piece) > REPLY_BYTES_MAX:
             raise _TooLong
-        pieces.append(piece)
+        body += piece
         if hear is None:
             continue
         with trio.CancelScope(shield=True):  # bounded by decoding one event and storing it

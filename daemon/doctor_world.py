@@ -262,7 +262,7 @@ def _how_to_set_a_key(patient: Patient) -> str:
     return f"put the line OPENAI_API_KEY=… into {env_file}, then: chmod 600 {shlex.quote(str(env_file))}"
 
 
-def _names(body: bytes) -> tuple[str, ...]:
+def _names(body: bytes | bytearray) -> tuple[str, ...]:
     """Of an answer to GET /models; empty if it is not one."""
     try:
         return tuple(str(one["id"]) for one in json.loads(body)["data"])

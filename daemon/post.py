@@ -29,13 +29,14 @@ class RawReply(NamedTuple):
 
     status: int
     headers: Mapping[str, str]
-    body: bytes
+    body: bytes | bytearray
 
     def without(self, key: Secret) -> "RawReply":
         """As if the server had not repeated the key, as error pages of some proxies do. Blocks: reads a long body once."""
         said = key.reveal()
         headers = {name: value.replace(said, KEY_REPEATED) for name, value in self.headers.items()}
-        return RawReply(self.status, headers, self.body.replace(said.encode(), KEY_REPEATED.encode()))
+        body = self.body.replace(said.encode(), KEY_REPEATED.encode()) if said.encode() in self.body else self.body
+        return RawReply(self.status, headers, body)
 
 
 class Post:

@@ -130,7 +130,7 @@ def decoded(kind: type[T], raw: msgspec.Raw) -> T | None:
         return None
 
 
-def _said(body: bytes) -> _Said | None:
+def _said(body: bytes | bytearray) -> _Said | None:
     """None if it is not OpenAI's JSON: a gateway's page, or an object that says nothing."""
     try:
         error = msgspec.json.decode(body, type=_ErrorBody).error
@@ -142,7 +142,7 @@ def _said(body: bytes) -> _Said | None:
     return _Said(message, kind, param, code, decoded(_Moderation, error.moderation_details) or _Moderation())
 
 
-def refused(status: int, headers: Mapping[str, str], body: bytes) -> Failure:
+def refused(status: int, headers: Mapping[str, str], body: bytes | bytearray) -> Failure:
     """For an answer that is no picture. Header names in lower case."""
     said = _said(body)
     if said is None:

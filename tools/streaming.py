@@ -68,10 +68,10 @@ class EventParser:
         return (StreamEvent(name, data),) if data and data != DONE else ()
 
 
-def events(body: bytes) -> tuple[StreamEvent, ...]:
+def events(body: bytes | bytearray) -> tuple[StreamEvent, ...]:
     """Of a stream that is here as a whole."""
     parser = EventParser()
-    return (*parser.feed(body), *parser.finish())
+    return (*parser.feed(bytes(body)), *parser.finish())
 
 
 def is_stream(content_type: str) -> bool:
