@@ -335,3 +335,16 @@ def test_a_reply_that_another_model_drew_along_for_has_no_known_price() -> None:
     along = read(order(), 200, {}, good(svg_usage={"model": "gpt-5.6", "total_tokens": 63_000}))
     assert isinstance(plain, Reply) and isinstance(along, Reply)
     assert not plain.unpriced and along.unpriced and along.images == plain.images
+
+
+def test_base64_whose_slashes_are_escaped_is_the_same_picture() -> None:
+    data = next(found for edge in range(2, 99) if b"/" in base64.b64encode(found := picture("png", edge, edge)))
+    body = good(data=[{"b64_json": base64.b64encode(data).decode()}]).replace(b"/", b"\\/")
+    found = read(order(), 200, {}, body)
+    assert b"\\/" in body and isinstance(found, Reply) and found.images[0].data == data
+
+
+@pytest.mark.parametrize("odd", [7, 123456, ["AAAA"], {"a": "AAAA"}, "", "null", True])
+def test_a_picture_that_is_no_text_is_a_bad_reply_that_was_paid_for(odd: object) -> None:
+    found = read(order(), 200, {}, good(data=[{"b64_json": odd}]))
+    assert isinstance(found, Failure) and (found.code, found.billed) == ("bad_reply", "yes") and found.kept
