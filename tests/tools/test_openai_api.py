@@ -340,7 +340,7 @@ def test_a_reply_that_another_model_drew_along_for_has_no_known_price() -> None:
 def test_base64_whose_slashes_are_escaped_is_the_same_picture() -> None:
     data = next(found for edge in range(2, 99) if b"/" in base64.b64encode(found := picture("png", edge, edge)))
     body = good(data=[{"b64_json": base64.b64encode(data).decode()}]).replace(b"/", b"\\/")
-    found = read(order(), 200, {}, body)
+    found = read(order(size="auto"), 200, {}, body)
     assert b"\\/" in body and isinstance(found, Reply) and found.images[0].data == data
 
 
