@@ -90,6 +90,7 @@ class Lobby:
 
 
 _strangers = Lobby()  # who has not said its first line
+_loading = trio.Lock()
 _mute = Lobby()  # who has said it, and nothing since
 
 
@@ -184,7 +185,7 @@ async def _serve_mcp(stream: trio.SocketStream, rest: bytes, session: Session, h
     # Who speaks MCP keeps its place for as long as it likes: a client may be silent for hours between two pictures.
     if house.sessions >= SESSIONS_MAX and not _mute.make_room():
         raise _Refused(f"{SESSIONS_MAX} clients are connected; close some of them.")
-    load_protocol()
+    await load_protocol()
     from daemon import mcp_server
 
     house.sessions += 1
@@ -198,10 +199,15 @@ async def _serve_mcp(stream: trio.SocketStream, rest: bytes, session: Session, h
         house.sessions -= 1
 
 
-def load_protocol() -> None:
-    """Most of a second of imports, once: by the first client or, sooner, while nobody waits. Blocks."""
-    if "daemon.mcp_server" in sys.modules:
-        return
+async def load_protocol() -> None:
+    """Most of a second of imports, once: by the first client or, sooner, while nobody waits."""
+    async with _loading:  # half a module is in `sys.modules`, too
+        if "daemon.mcp_server" not in sys.modules:
+            await trio.to_thread.run_sync(_load_protocol)
+
+
+def _load_protocol() -> None:
+    """Blocks."""
     gc.disable()  # a hundred thousand objects that live for ever
     try:
         from daemon import mcp_server

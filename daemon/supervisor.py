@@ -55,6 +55,8 @@ CODECS = (
     *("utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"),
 )
 PROMPTS_AT_ONCE = 20  # some 10 ms
+# Taken apart, stored and put in place. More threads would keep the event loop from its turn: each has Python for 5 ms.
+PICTURES_AT_ONCE = 4
 LETTER_SECONDS = 0.02  # between some and the next, of a long history
 LETTER_AGAIN_SECONDS = 2.0
 IDLE_SECONDS_MIN = 2.0  # a bridge that has just started us needs a moment to come in
@@ -145,7 +147,7 @@ async def _house(
     async with starting.open_door(control_listener, reading):
         index, recovery = await trio.to_thread.run_sync(starting.read, places, log, reading)
     with closing(index), closing(History(places.index)) as history:
-        ledger = Ledger(log, index, now=_now, salt=_salt, run_blocking=one_at_a_time())
+        ledger = Ledger(log, index, now=_now, salt=_salt, run_blocking=in_threads(1))
         async with ledger.writing():
             house = House(
                 places=places,
@@ -170,9 +172,9 @@ def _salt() -> str:
     return secrets.token_hex(16)
 
 
-def one_at_a_time() -> RunBlocking:
-    """The log's own thread: in the shared limiter it would wait behind picture files."""
-    limiter = trio.CapacityLimiter(1)
+def in_threads(at_once: int) -> RunBlocking:
+    """So many threads of their own: in the shared limiter the log would wait behind picture files."""
+    limiter = trio.CapacityLimiter(at_once)
 
     async def run_blocking(function: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(function, limiter=limiter)
@@ -200,7 +202,7 @@ def _spooled(store: Store, job: Job) -> ReplyReceived | None:
 
 
 async def _work(house: House, post: Post, listener: trio.SocketListener, *, exit_when_idle: bool) -> None:
-    worker = Worker(house.ledger, post, house.keyring, house.store)
+    worker = Worker(house.ledger, post, house.keyring, house.store, run_blocking=in_threads(PICTURES_AT_ONCE))
     async with trio.open_nursery() as sessions, trio.open_nursery() as workers:
         async with trio.open_nursery() as open_doors:
             open_doors.start_soon(_start_jobs, house, worker, workers)
@@ -249,7 +251,7 @@ async def _warm_up(post: Post) -> None:
     From then on nothing is read of the program's own files: installers replace them under a daemon that runs.
     """
     await trio.sleep(WARM_UP_SECONDS)
-    await trio.to_thread.run_sync(doors.load_protocol)
+    await doors.load_protocol()
     try:
         await post.call_courier()
     except BadConfiguration as exc:

@@ -21,6 +21,7 @@ NEWEST_JOBS = 2000  # looked through for a text before its index is asked: what 
 COUNTED_MAX = 10_000  # whatever fits beyond is counted no more, unless the tally knows
 FOUND_MAX = 1000  # the same behind a page of a search
 NEWEST_FIRST = "ORDER BY requested_at DESC, number DESC"
+OLDEST_FIRST = "ORDER BY requested_at, number"
 IDS_AT_ONCE = 500  # SQLite's oldest limit of values in one question is 999
 
 _decode_job = msgspec.json.Decoder(Job).decode
@@ -222,12 +223,18 @@ class History:
             return Page(tuple(_decode_job(body) for (body,) in bodies), found.total, reached, found.at_least)
 
     def _list(self, fits: _Filter, limit: int, offset: int) -> _Found:
-        rows = self._db.execute(
-            f"SELECT number FROM job {fits.where} {NEWEST_FIRST} LIMIT ? OFFSET ?", (*fits.values, limit, offset)
-        )
-        numbers = [number for (number,) in rows]
+        asked = f"SELECT number FROM job {fits.where}"
         if fits.is_tallied:
             (total,) = self._db.execute(f"SELECT total(jobs) FROM tally {fits.where}", fits.values).fetchone()
+            behind = int(total) - offset
+            if behind < offset:  # nearer from the other end: what is skipped is counted one by one
+                rows = self._db.execute(
+                    f"{asked} {OLDEST_FIRST} LIMIT ? OFFSET ?", (*fits.values, min(limit, max(0, behind)), max(0, behind - limit))
+                )
+                return _Found([number for (number,) in rows][::-1], int(total), at_least=False)
+        rows = self._db.execute(f"{asked} {NEWEST_FIRST} LIMIT ? OFFSET ?", (*fits.values, limit, offset))
+        numbers = [number for (number,) in rows]
+        if fits.is_tallied:
             return _Found(numbers, int(total), at_least=False)
         counted_max = offset + COUNTED_MAX
         question = f"SELECT count(*) FROM (SELECT 1 FROM job {fits.where} LIMIT ?)"

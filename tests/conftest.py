@@ -5,11 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests import program, steps
 
 CLIENTS = Path(__file__).parent / "clients"
 INSTALL_SECONDS_MAX = 300
@@ -26,6 +29,21 @@ def beside_python(program: str) -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The tests of the executable first, so that one worker has them all and no other waits for its being built."""
     items.sort(key=lambda item: "frozen" not in getattr(item, "fixturenames", ()))
+
+
+@pytest.fixture(autouse=True)
+def long_steps_are_told(record_property: Callable[[str, object], None]) -> Iterator[None]:
+    """Of the daemons that ran while a test did; which of several tests it was is not always known."""
+    yield
+    for file, told in program.step_files.items():
+        lines = list(steps.long_steps(file))
+        for line in lines[told:]:
+            record_property("long step", line)
+        program.step_files[file] = max(told, len(lines))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    steps.tell(terminalreporter)
 
 
 @contextmanager

@@ -17,8 +17,10 @@ from daemon.config import Places
 from daemon.errors import NotRunning
 from eventlog.events import Commit
 from eventlog.segments import read_log
+from tests import steps
 
 SECONDS_MAX = 60.0
+step_files: dict[Path, int] = {}  # of every daemon that was watched, and how many of its long steps were told
 IMAGED = [sys.executable, "-m", "daemon"]
 
 
@@ -62,7 +64,9 @@ class Program:
         self.home = home
         self.environment = environment(home, **settings)
         self.places = Places(Path(self.environment["IMAGED_HOME"]))
-        self.command = list(command or [*IMAGED, "serve"])
+        self.steps = home / "long steps.txt"
+        self.command = list(command or steps.watched(self.steps))
+        step_files[self.steps] = 0
         self.pictures = home / "pictures"
         self._process: subprocess.Popen[bytes] | None = None
 

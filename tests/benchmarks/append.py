@@ -21,7 +21,7 @@ from typing import NamedTuple
 import trio
 
 from daemon.ledger import Facts, Ledger, Views
-from daemon.supervisor import one_at_a_time
+from daemon.supervisor import in_threads
 from eventlog.disk import Disk
 from eventlog.events import Commit, RequestReceived
 from eventlog.framing import NO_HASH, draft, seal
@@ -83,7 +83,7 @@ def in_ledger(folder: Path, appenders: int) -> Turn:
         disk = CountingDisk()
         latencies: list[float] = []
         with opened(folder, disk) as (log, index):
-            ledger = Ledger(log, index, now=lambda: datetime.now(UTC), salt=lambda: "00" * 16, run_blocking=one_at_a_time())
+            ledger = Ledger(log, index, now=lambda: datetime.now(UTC), salt=lambda: "00" * 16, run_blocking=in_threads(1))
             async with ledger.writing():
                 before, started = disk.syncs, time.perf_counter()
                 async with trio.open_nursery() as nursery:

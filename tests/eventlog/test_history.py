@@ -256,3 +256,17 @@ def test_what_cannot_be_read_is_said_in_a_sentence(tmp_path: Path) -> None:
             with pytest.raises(IndexUnavailable):
                 ask()
         assert history.position() == 6
+
+
+@pytest.mark.parametrize("limit", [1, 3, 4, 20])
+@pytest.mark.parametrize("asked", [{}, {"tool": "edit_image"}, {"model": "gpt-image-2.5"}])
+def test_every_page_is_the_same_piece_of_the_whole_list_from_whichever_end_it_is_counted(
+    tmp_path: Path, limit: int, asked: dict[str, str]
+) -> None:
+    commits = [one for number in range(11) for one in one_job(2 + number * 5, number=number)]
+    with closing(Index.open(tmp_path / "index.sqlite")) as index, closing(History(tmp_path / "index.sqlite")) as history:
+        index.fold(placed(commits))
+        whole = history.generations(GenerationQuery(limit=100, **asked)).jobs  # type: ignore[arg-type]
+        for offset in range(14):
+            page = history.generations(GenerationQuery(limit=limit, offset=offset, **asked))  # type: ignore[arg-type]
+            assert (page.jobs, page.total) == (whole[offset : offset + limit], len(whole))
