@@ -90,6 +90,8 @@ class Lobby:
 
 
 _strangers = Lobby()  # who has not said its first line
+HEARD_SECONDS_MAX = 1.0
+HEARD_BYTES = 64 * 1024
 _loading = trio.Lock()
 _mute = Lobby()  # who has said it, and nothing since
 
@@ -162,9 +164,18 @@ async def welcome(stream: trio.SocketStream, house: House) -> None:
         except _Refused as refused:
             if not house.ending.wanted:
                 await _say(stream, {"imaged": 1, "refused": str(refused)})
+                await _let_it_be_heard(stream)
                 return
         await house.closing.wait()  # not before nobody listens here any more: who is let go must find the next daemon
         await _say(stream, {"imaged": 1, "leaving": True})
+
+
+async def _let_it_be_heard(stream: trio.SocketStream) -> None:
+    """Bytes that nobody has read would break off the connection, and with it what was said."""
+    with trio.move_on_after(HEARD_SECONDS_MAX), contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        await stream.send_eof()
+        while await stream.receive_some(HEARD_BYTES):
+            pass
 
 
 def make_way_for(software: str, house: House) -> None:
