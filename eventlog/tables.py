@@ -7,7 +7,7 @@ from pathlib import Path
 from eventlog.searching import INDEXES
 from eventlog.searching import SCHEMA as PROMPTS
 
-VERSION = 8
+VERSION = 9
 PAGE_BYTES = 8192  # four jobs; twice as much is read and logged for nothing by every commit
 BUSY_SECONDS_MAX = 0.1  # every commit waits for this: what somebody else holds locked is written with the next one
 # Checkpoints belong into idle moments: one made by a commit stalls the writer by up to 370 ms. This many pages
