@@ -12,7 +12,7 @@ from typing import Any
 
 from daemon.config import Places
 from eventlog.audit import verify
-from eventlog.events import AttemptFailed, AttemptStarted, Commit, JobCompleted, ReplyReceived, WordsForgotten
+from eventlog.events import AttemptFailed, AttemptStarted, Commit, JobCompleted, JobRequested, ReplyReceived, WordsForgotten
 from eventlog.index import Index
 from eventlog.segments import read_log
 from eventlog.values import JobId, Sha256, digest
@@ -108,9 +108,21 @@ def _promises(told: Told, commits: Sequence[Commit]) -> Iterator[str]:
         for path, expected in files.items():
             if not Path(path).exists() or digest(Path(path).read_bytes()) != expected:
                 yield f"the file of job {job} is not at {path} as it was told"
+    ordered = [event for commit in commits for event in commit.events if isinstance(event, JobRequested)]
+    for digest_of_key, times in Counter(event.request_key for event in ordered if event.request_key).items():
+        if times > 1:
+            yield f"{times} jobs were ordered under one key, whose digest is {digest_of_key}"
+    in_place_of = {event.job: event.retry_of for event in ordered}
     for key, jobs in told.of_keys.items():
-        if len(jobs) > 1:
+        # Who asks again for one that came to nothing is told of the one that `retry_job` has put in its place.
+        if len({_first(JobId(job), in_place_of) for job in jobs}) > 1:
             yield f"the key {key!r} was given {len(jobs)} jobs: {', '.join(sorted(jobs))}"
+
+
+def _first(job: JobId, in_place_of: Mapping[JobId, JobId | None]) -> JobId:
+    while (earlier := in_place_of.get(job)) is not None:
+        job = earlier
+    return job
 
 
 def _unexplained_files(pictures: Path, commits: Sequence[Commit]) -> Iterator[str]:
