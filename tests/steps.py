@@ -58,8 +58,13 @@ def _waits() -> int:
 def _place(task: Task) -> str:
     """Where the task is now: the step ended there, or with the whole task."""
     frames = [(Path(frame.f_code.co_filename), line) for frame, line in task.iter_await_frames()]
-    ours = [f"{path.relative_to(ROOT)}:{line}" for path, line in frames if path.is_relative_to(ROOT)]
+    ours = [f"{path.relative_to(ROOT)}:{line}" for path, line in frames if _is_ours(path)]
     return f"{task.name}, up to {ours[-1] if ours else 'its end'}"
+
+
+def _is_ours(path: Path) -> bool:
+    """No library's, also where the virtual environment stands in the project."""
+    return path.is_relative_to(ROOT) and "site-packages" not in path.parts
 
 
 def watch(file: str) -> None:
